@@ -1,0 +1,5 @@
+"""``python -m lit_tidpo``."""
+
+from lit_tidpo.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""Anchors: responses sampled from the policy during training (TI-DPO, Eq. 13)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_tidpo.errors import InputError
+from lit_tidpo.policy import evaluating
+from lit_tidpo.structures import ResponseBatch
+
+
+@dataclass(frozen=True)
+class AnchorOptions:
+    """How anchors are sampled.
+
+    Attributes:
+        source: Sample from the ``prompt``, or continue a prefix of the chosen response
+            (``chosen_prefix``).
+        prefix_fraction: Share of the chosen response that ``chosen_prefix`` starts from.
+        max_new_tokens: Sampled tokens at the most.
+        temperature: Divides the logits before sampling.
+        top_k: Sample among this many tokens only; 0 among all.
+        top_p: Sample among the likeliest tokens of this total probability only.
+    """
+
+    source: Literal["prompt", "chosen_prefix"] = "prompt"
+    prefix_fraction: float = 0.5
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"anchor.max_new_tokens={self.max_new_tokens}: expected 1 or more")
+        if self.temperature <= 0:
+            raise InputError(f"anchor.temperature={self.temperature}: expected more than 0")
+        if not 0 < self.prefix_fraction < 1:
+            raise InputError(f"anchor.prefix_fraction={self.prefix_fraction}: expected 0 to 1")
+        if self.source == "prompt" and self.prefix_fraction != 0.5:
+            raise InputError("anchor.prefix_fraction has no effect with anchor.source='prompt'")
+
+
+def sample_anchors(
+    policy: Any, batch: ResponseBatch, options: AnchorOptions, synced: bool = False
+) -> ResponseBatch:
+    """Sample one anchor for each pair.
+
+    Generation runs in eval mode with a KV cache; modes are restored. It draws from torch's global
+    generator: seed that to repeat it.
+
+    Args:
+        policy: The model, with ``generate``.
+        batch: Rows with the role ``chosen``.
+        options: How to sample.
+        synced: Keep ranks in step, for sharded models.
+
+    Returns:
+        Right-padded rows of the single role ``anchor``, each up to and including its first
+        end-of-sequence token.
+
+    Raises:
+        InputError: If a context leaves no room for a new token.
+    """
+    rows = batch.role("chosen")
+    contexts = _context_lengths(rows, options)
+    prompts, mask = _left_padded(rows.input_ids, contexts)
+    with torch.no_grad(), evaluating(policy):
+        generated = policy.generate(
+            input_ids=prompts,
+            attention_mask=mask,
+            do_sample=True,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            max_new_tokens=_room(policy, prompts.shape[1], options.max_new_tokens),
+            pad_token_id=_pad_id(policy),
+            use_cache=True,
+            synced_gpus=synced,
+        )
+    new_tokens = generated[:, prompts.shape[1] :]
+    lengths = contexts + _lengths_to_first_end(new_tokens, _end_ids(policy))
+    return ResponseBatch(
+        input_ids=_right_padded(generated, prompts.shape[1] - contexts, lengths),
+        prompt_lengths=rows.prompt_lengths,
+        lengths=lengths,
+        roles=("anchor",),
+        index=batch.index,
+        counted=batch.counted,
+    )
+
+
+def _context_lengths(rows: ResponseBatch, options: AnchorOptions) -> Tensor:
+    if options.source == "prompt":
+        return rows.prompt_lengths
+    responses = rows.lengths - rows.prompt_lengths
+    # At least one token of the response stays to be sampled.
+    prefix = (responses * options.prefix_fraction).long().clamp(max=responses - 1)
+    return rows.prompt_lengths + prefix
+
+
+def _left_padded(input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the first ``lengths`` tokens of each row to its right end."""
+    width = int(lengths.max())
+    shifted = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
+    mask = shifted >= 0
+    return input_ids.gather(-1, shifted.clamp(min=0)).masked_fill(~mask, 0), mask.long()
+
+
+def _right_padded(generated: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
+    """Move each row's tokens, which start at its offset, to its left end."""
+    positions = torch.arange(int(lengths.max()), device=generated.device)
+    source = (positions + offsets[:, None]).clamp(max=generated.shape[1] - 1)
+    return generated.gather(-1, source).masked_fill(positions >= lengths[:, None], 0)
+
+
+def _lengths_to_first_end(tokens: Tensor, ends: list[int]) -> Tensor:
+    """Tokens up to and including the first end-of-sequence token, ``[B]``."""
+    is_end = torch.isin(tokens, torch.tensor(ends, device=tokens.device, dtype=tokens.dtype))
+    return ((is_end.cumsum(-1) - is_end.long()) == 0).sum(-1)
+
+
+def _room(policy: Any, context: int, wanted: int) -> int:
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    room = wanted if limit is None else min(wanted, limit - context)
+    if room < 1:
+        raise InputError(
+            f"no room for an anchor: the longest context has {context} tokens and the policy takes "
+            f"{limit}; lower data.max_prompt_length"
+        )
+    return room
+
+
+def _end_ids(policy: Any) -> list[int]:
+    ends = policy.generation_config.eos_token_id
+    if ends is None:
+        ends = policy.config.get_text_config().eos_token_id
+    if ends is None:
+        return []
+    return [ends] if isinstance(ends, int) else list(ends)
+
+
+def _pad_id(policy: Any) -> int:
+    """Any token: what is padded is found by its length."""
+    pad = policy.generation_config.pad_token_id
+    return int(pad) if pad is not None else next(iter(_end_ids(policy)), 0)

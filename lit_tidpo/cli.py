@@ -1,0 +1,113 @@
+"""The command ``lit-tidpo``: LightningCLI for preference optimisation and SFT, and a few tools."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import auto_cli
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+from lit_tidpo.callbacks.token_writer import TokenWriter
+from lit_tidpo.contracts import ImportanceEstimator, LossComponent
+from lit_tidpo.data.datamodule import PreferenceDataModule
+from lit_tidpo.errors import InputError
+from lit_tidpo.export import export_checkpoint, read_checkpoint
+from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.plugin_parser import PluginArgumentParser, load_named_plugins
+from lit_tidpo.registry import IMPORTANCE, LOSSES, distribution, inspect
+
+_CHECKPOINT_KEYWORDS = {"best", "last", "hpc", "registry"}
+
+_USAGE = """\
+usage: lit-tidpo COMMAND [OPTIONS]
+
+  fit, validate, test, predict   preference optimisation (lit-tidpo fit --help)
+  sft fit|validate|test          supervised fine-tuning on the chosen responses
+  plugins                        importance estimators and losses that can be chosen
+  export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
+"""
+
+
+class TidpoCLI(LightningCLI):
+    """LightningCLI whose model and data share a tokenizer, and that keeps what the user typed."""
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Link the tokenizer of the data to the policy; add the writer of predictions."""
+        parser.link_arguments("model.policy.path", "data.tokenizer")
+        if self.model_class is PreferenceModule:
+            parser.add_lightning_class_args(TokenWriter, "tokens")
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep what the user typed.
+
+        Lightning would let the hyperparameters in a checkpoint override options and configuration.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Check that a checkpoint can be read before models are loaded."""
+        path = self._get(self.config, "ckpt_path")
+        if path is not None and path not in _CHECKPOINT_KEYWORDS and not Path(path).is_dir():
+            read_checkpoint(Path(path))
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        args: Arguments; None takes the process's own.
+
+    Raises:
+        SystemExit: With status 2 after an error that the user can mend.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "plugins": _list_plugins,
+        "export": _export,
+        "sft": lambda rest: _run(SFTModule, rest),
+    }
+    try:
+        if command in ("-h", "--help"):
+            sys.stdout.write(_USAGE)
+        elif command in commands:
+            commands[command](rest)
+        else:
+            _run(PreferenceModule, words)
+    except InputError as error:
+        sys.stderr.write(f"lit-tidpo: error: {error}\n")
+        raise SystemExit(2) from error
+
+
+def _run(module: type[LightningModule], args: list[str]) -> None:
+    PluginArgumentParser.problems = load_named_plugins(args)
+    TidpoCLI(
+        module,
+        PreferenceDataModule,
+        parser_class=PluginArgumentParser,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        args=args,
+    )
+
+
+def _list_plugins(args: list[str]) -> None:
+    if args:
+        raise InputError(f"plugins takes no arguments, got {args}")
+    bases: dict[str, type] = {IMPORTANCE: ImportanceEstimator, LOSSES: LossComponent}
+    rows = [("GROUP", "NAME", "CLASS", "DISTRIBUTION", "STATE")]
+    for group, base in bases.items():
+        for entry, class_path, state in inspect(group, base):
+            rows.append((group, entry.name, class_path, distribution(entry), state))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        sys.stdout.write("  ".join([*cells, row[4]]) + "\n")
+
+
+def _export(args: list[str]) -> None:
+    auto_cli(export_checkpoint, args=args, as_positional=True)

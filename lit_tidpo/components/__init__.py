@@ -1,0 +1,1 @@
+"""The built-in loss components, one file each."""

@@ -1,0 +1,58 @@
+"""DPO with token weights and TDPO's KL term."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from lit_tidpo.contracts import LossComponent
+from lit_tidpo.errors import InputError
+from lit_tidpo.functional.preference import dpo_loss, sequence_sum, tdpo_margin
+from lit_tidpo.structures import TokenScores
+
+
+class WeightedDPOLoss(LossComponent):
+    """Token-weighted DPO with TDPO's KL term (TI-DPO, Eq. 9-12; TDPO, arXiv 2404.11999).
+
+    Args:
+        alpha: Weight of the KL term of ``tdpo2``; 0 leaves the term out.
+        kl_term: ``tdpo2`` stops the gradient of the chosen response's KL; ``tdpo1`` takes the
+            difference of both as it is and has no ``alpha``; ``none`` leaves the term out.
+    """
+
+    def __init__(
+        self, alpha: float = 0.5, kl_term: Literal["tdpo2", "tdpo1", "none"] = "tdpo2"
+    ) -> None:
+        if alpha < 0:
+            raise InputError(f"alpha={alpha}: expected 0 or more")
+        self.alpha = alpha
+        self.kl_term = kl_term
+
+    @property
+    def _uses_kl(self) -> bool:
+        return self.kl_term == "tdpo1" or (self.kl_term == "tdpo2" and self.alpha > 0)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Weights and the reference, and the KL only where it counts."""
+        return frozenset({"reference.logps", "weights"} | ({"kl"} if self._uses_kl else set()))
+
+    def loss(self, scores: Mapping[str, TokenScores], beta: float) -> Tensor:
+        """``-log sigmoid(beta delta)`` with the weighted margin ``delta``, ``[B]``."""
+        chosen, rejected = scores["chosen"], scores["rejected"]
+        margin = sequence_sum(chosen.log_ratios, chosen.mask, chosen.weights) - sequence_sum(
+            rejected.log_ratios, rejected.mask, rejected.weights
+        )
+        if self._uses_kl:
+            assert chosen.kl is not None  # declared in needs
+            assert rejected.kl is not None
+            margin = tdpo_margin(
+                margin,
+                sequence_sum(chosen.kl, chosen.mask),
+                sequence_sum(rejected.kl, rejected.mask),
+                self.alpha,
+                variant=1 if self.kl_term == "tdpo1" else 2,
+            )
+        return dpo_loss(margin, beta)

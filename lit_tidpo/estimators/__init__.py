@@ -1,0 +1,1 @@
+"""The built-in importance estimators, one file each."""

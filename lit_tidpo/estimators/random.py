@@ -1,0 +1,38 @@
+"""Random scores: the control of the paper's ablation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lit_tidpo.contracts import ImportanceEstimator
+from lit_tidpo.structures import Forward
+
+
+class RandomImportance(ImportanceEstimator):
+    """Uniform random scores (the paper's "random weight" ablation, Table 2).
+
+    The scores of an example are the same whenever it is seen: they hang on the seed and the tokens
+    of its row, not on the state of any generator.
+
+    Args:
+        seed: Another seed draws other scores.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def scores(self, forward: Forward) -> Tensor:
+        """Uniform in [0, 1), ``[N, T]``."""
+        batch = forward.batch
+        rows = [
+            self._draw(row[:length].tolist(), len(row))
+            for row, length in zip(batch.input_ids, batch.lengths.tolist(), strict=True)
+        ]
+        return torch.stack(rows).to(forward.policy.logps)
+
+    def _draw(self, tokens: list[int], width: int) -> Tensor:
+        generator = torch.Generator().manual_seed(hash((self.seed, *tokens)) % 2**63)
+        scores = torch.zeros(width)
+        scores[: len(tokens)] = torch.rand(len(tokens), generator=generator)
+        return scores

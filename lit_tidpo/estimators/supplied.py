@@ -1,0 +1,27 @@
+"""Scores that came with the data."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lit_tidpo.contracts import ImportanceEstimator
+from lit_tidpo.errors import InputError
+from lit_tidpo.structures import Forward
+
+
+class SuppliedImportance(ImportanceEstimator):
+    """Token scores from the data set's columns ``chosen_weights`` and ``rejected_weights``."""
+
+    def scores(self, forward: Forward) -> Tensor:
+        """What the data supplied, zero off the response, ``[N, T]``.
+
+        Raises:
+            InputError: If the rows carry no weights.
+        """
+        weights = forward.batch.supplied_weights
+        if weights is None:
+            raise InputError(
+                "importance 'supplied' needs the columns chosen_weights and rejected_weights in "
+                "the data set: add them, or choose another estimator"
+            )
+        return weights

@@ -1,0 +1,36 @@
+"""The mathematics as free functions: tensors in, tensors out, torch alone."""
+
+from lit_tidpo.functional.importance import (
+    gaussian_prior,
+    hybrid_weights,
+    normalize_scores,
+    scale_weights,
+    softmax_prior,
+)
+from lit_tidpo.functional.log_probs import (
+    kl_divergence,
+    selected_log_probs,
+    token_log_probs,
+)
+from lit_tidpo.functional.preference import (
+    dpo_loss,
+    sequence_sum,
+    tdpo_margin,
+)
+from lit_tidpo.functional.triplet import response_distance, triplet_loss
+
+__all__ = [
+    "dpo_loss",
+    "gaussian_prior",
+    "hybrid_weights",
+    "kl_divergence",
+    "normalize_scores",
+    "response_distance",
+    "scale_weights",
+    "selected_log_probs",
+    "sequence_sum",
+    "softmax_prior",
+    "tdpo_margin",
+    "token_log_probs",
+    "triplet_loss",
+]

@@ -1,0 +1,122 @@
+"""From raw importance scores to token weights (TI-DPO, arXiv 2505.19653, Eq. 6-8)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def normalize_scores(scores: Tensor, mask: Tensor) -> Tensor:
+    """Divide scores by their sum over the masked tokens: ``I_norm``.
+
+    A row whose scores are all zero has no evidence to rank its tokens; it gets ``1 / n`` for each
+    of its ``n`` tokens.
+
+    Args:
+        scores: Non-negative scores, ``[N, T]``.
+        mask: Tokens that take part, ``[N, T]`` bool.
+
+    Returns:
+        Shares that sum to 1 over the mask, zero elsewhere, ``[N, T]``.
+
+    Example:
+        >>> normalize_scores(torch.tensor([[9.0, 1.0, 3.0]]), torch.tensor([[False, True, True]]))
+        tensor([[0.0000, 0.2500, 0.7500]])
+    """
+    scores = scores.masked_fill(~mask, 0.0)
+    total = scores.sum(-1, keepdim=True)
+    even = mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(total > 0, scores / total.where(total > 0, 1.0), even.to(scores.dtype))
+
+
+def gaussian_prior(mask: Tensor, sigma_divisor: float = 4.0, normalized: bool = True) -> Tensor:
+    """Gaussian over the masked positions, centred on their middle (Eq. 7).
+
+    For the ``i``-th of ``n`` masked tokens: ``exp(-((i - mu) / sigma)^2 / 2)`` with
+    ``mu = (n - 1) / 2`` and ``sigma = n / sigma_divisor``.
+
+    Args:
+        mask: Tokens that take part, ``[N, T]`` bool.
+        sigma_divisor: ``c`` in ``sigma = n / c``; 4 in the paper, 8 in its authors' code.
+        normalized: Scale each row to sum 1; otherwise the peak is 1.
+
+    Returns:
+        Prior, zero off the mask, ``[N, T]`` fp32.
+
+    Example:
+        >>> gaussian_prior(torch.tensor([[True, True, True]]), normalized=False)
+        tensor([[0.4111, 1.0000, 0.4111]])
+    """
+    length = mask.sum(-1, keepdim=True).clamp(min=1)
+    position = mask.cumsum(-1) - 1
+    distance = (position - (length - 1) / 2) / (length / sigma_divisor)
+    prior = torch.exp(-distance.square() / 2).masked_fill(~mask, 0.0)
+    return normalize_scores(prior, mask) if normalized else prior
+
+
+def softmax_prior(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax of the scores over the masked tokens, in units of their mean.
+
+    The paper's ablation puts a softmax in the place of the Gaussian. Gradient norms have no natural
+    unit, so the scores are divided by their mean first: the result does not depend on their scale.
+
+    Args:
+        scores: Non-negative scores, ``[N, T]``.
+        mask: Tokens that take part, ``[N, T]`` bool.
+
+    Returns:
+        Distribution over the mask, zero elsewhere, ``[N, T]``.
+
+    Example:
+        >>> softmax_prior(torch.tensor([[5.0, 5.0]]), torch.tensor([[True, True]]))
+        tensor([[0.5000, 0.5000]])
+    """
+    relative = normalize_scores(scores, mask) * mask.sum(-1, keepdim=True)
+    weights = relative.masked_fill(~mask, -torch.inf).softmax(-1)
+    return weights.masked_fill(~mask, 0.0)  # a row without tokens is NaN before this
+
+
+def hybrid_weights(scores: Tensor, prior: Tensor, mix: float) -> Tensor:
+    """Mix normalised scores with a prior: ``W = lambda I_norm + (1 - lambda) P`` (Eq. 8).
+
+    Args:
+        scores: ``I_norm``, ``[N, T]``.
+        prior: ``P``, ``[N, T]``.
+        mix: ``lambda``, between 0 and 1.
+
+    Returns:
+        Weights, ``[N, T]``.
+
+    Example:
+        >>> hybrid_weights(torch.tensor([0.2, 0.8]), torch.tensor([0.5, 0.5]), mix=0.7)
+        tensor([0.2900, 0.7100])
+    """
+    return mix * scores + (1 - mix) * prior
+
+
+def scale_weights(
+    weights: Tensor, mask: Tensor, scale: Literal["mean", "sum", "max"] = "mean"
+) -> Tensor:
+    """Scale each row of weights over the masked tokens.
+
+    Args:
+        weights: Non-negative weights, ``[N, T]``.
+        mask: Response tokens, ``[N, T]`` bool.
+        scale: What becomes 1: the ``mean`` (equal weights are then exactly plain DPO), the ``sum``,
+            or the ``max`` (the scale of the paper's case tables).
+
+    Returns:
+        Weights, zero off the mask, ``[N, T]``.
+
+    Example:
+        >>> scale_weights(torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]]))
+        tensor([[0.5000, 1.5000]])
+    """
+    if scale == "max":
+        weights = weights.masked_fill(~mask, 0.0)
+        peak = weights.amax(-1, keepdim=True)
+        return weights / peak.where(peak > 0, 1.0)
+    shares = normalize_scores(weights, mask)
+    return shares * mask.sum(-1, keepdim=True) if scale == "mean" else shares

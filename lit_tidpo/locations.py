@@ -1,0 +1,50 @@
+"""Where a model or a data set is: shipped with the package, on disk, or on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_tidpo.errors import InputError
+
+_ASSETS = Path(__file__).parent / "assets"
+_PREFIX = "builtin:"
+
+
+def locate(source: str) -> str:
+    """Turn what a user typed into a path or a Hub name.
+
+    Args:
+        source: ``builtin:NAME`` for what the package ships, a path (absolute, or starting with
+            ``.`` or ``~``, or existing), or ``owner/name`` on the Hub.
+
+    Returns:
+        An existing path, or the Hub name unchanged.
+
+    Raises:
+        InputError: If a shipped name or a path does not exist.
+
+    Example:
+        >>> locate("meta-llama/Llama-3.2-1B")
+        'meta-llama/Llama-3.2-1B'
+    """
+    if source.startswith(_PREFIX):
+        name = source[len(_PREFIX) :]
+        shipped = sorted(
+            entry.name for entry in _ASSETS.iterdir() if (entry / "README.md").exists()
+        )
+        if name not in shipped:
+            raise InputError(
+                f"{source!r} is not shipped; expected one of {shipped} after {_PREFIX!r}"
+            )
+        return str(_ASSETS / name)
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path)
+    looks_local = source.startswith(("/", ".", "~")) or path.suffix in {
+        ".json",
+        ".jsonl",
+        ".parquet",
+    }
+    if looks_local or source.count("/") > 1:
+        raise InputError(f"no file or folder at {source!r}: check the path")
+    return source

@@ -1,0 +1,59 @@
+"""Means over examples of quantities with a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ExampleMeans(Metric):
+    """Mean of several named per-example quantities, weighted by examples.
+
+    Neither the micro-batch nor the rank an example fell into sets its weight.
+
+    Args:
+        names: Every quantity that may be updated.
+
+    Example:
+        >>> means = ExampleMeans(["loss"])
+        >>> means.update({"loss": torch.tensor([1.0, 3.0])}, torch.tensor([True, True]))
+        >>> means.update({"loss": torch.tensor([8.0, 9.0])}, torch.tensor([True, False]))
+        >>> means.compute()
+        {'loss': tensor(4.)}
+    """
+
+    full_state_update = False
+    higher_is_better = None
+    totals: Tensor
+    counts: Tensor
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        zeros = torch.zeros(len(names), dtype=torch.float64)
+        self.add_state("totals", default=zeros, dist_reduce_fx="sum")
+        self.add_state("counts", default=zeros.clone(), dist_reduce_fx="sum")
+        self.set_dtype(torch.float64)
+
+    def update(self, values: Mapping[str, Tensor], counted: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            values: Quantities by name, each ``[B]``.
+            counted: False for examples to leave out, ``[B]`` bool.
+        """
+        places = [self.names.index(name) for name in values]
+        stacked = torch.stack([value.detach().double() for value in values.values()])
+        self.totals[places] += stacked.masked_fill(~counted, 0.0).sum(-1)
+        self.counts[places] += counted.sum()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Mean of each quantity that was updated."""
+        means = (self.totals / self.counts).float()
+        seen = self.counts.gt(0).tolist()
+        return {
+            name: mean for name, mean, there in zip(self.names, means, seen, strict=True) if there
+        }

@@ -1,0 +1,287 @@
+"""Preference optimisation with pluggable token importance and losses."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_tidpo.anchors import AnchorOptions, sample_anchors
+from lit_tidpo.contracts import ImportanceEstimator, LossComponent
+from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.forward import run_models
+from lit_tidpo.importance_cache import WeightCache
+from lit_tidpo.metrics import ExampleMeans
+from lit_tidpo.metrics.quantities import outcome_quantities, quantity_names
+from lit_tidpo.modules.base import LRSchedule, PolicyModule
+from lit_tidpo.modules.runtime import from_all_ranks, mean_of, outside_inference, seeded, zero_loss
+from lit_tidpo.objective import Objective, Outcome
+from lit_tidpo.policy import PolicyConfig, Reference, build_policy, check_compatible, evaluating
+from lit_tidpo.registry import IMPORTANCE, LOSSES, load
+from lit_tidpo.structures import Prediction, ResponseBatch
+from lit_tidpo.weighting import Weighting
+
+_WEIGHTING = Weighting()
+_ANCHOR = AnchorOptions()
+
+
+def _default_losses() -> dict[str, LossComponent]:
+    """The paper's objective: weighted DPO with the KL term, and the triplet loss."""
+    names = {"preference": "weighted_dpo", "triplet": "triplet"}
+    return {key: load(LOSSES, name, LossComponent)() for key, name in names.items()}
+
+
+class PreferenceModule(PolicyModule):
+    """TI-DPO (arXiv 2505.19653) and its relatives: any importance estimator, any sum of losses.
+
+    Args:
+        policy: The model to train.
+        reference: The model of the log-ratios: a Hub name, a folder or ``builtin:NAME``. By default
+            the policy as it starts: a frozen copy, or its base with the adapters off.
+        importance: Scores the tokens; gradient attribution by default.
+        weighting: Turns scores into weights.
+        losses: Components by name; by default ``preference`` (weighted_dpo) and ``triplet``.
+        loss_weights: Factor of each component by name, 1 where absent (Eq. 14's gamma is
+            ``loss_weights.triplet``, 0.1 by default). At 0 a component computes nothing.
+        beta: Inverse temperature of the implicit reward, per nat.
+        anchor: How anchors are sampled, where a loss asks for them.
+        importance_every: Optimizer steps for which an example's weights are kept; 1 computes them
+            at every step, 0 once before training.
+        non_finite: ``raise`` when a supervised value is NaN or infinite, or ``skip`` that optimizer
+            step and count it as ``train/skipped_steps``.
+        optimizer: Makes the optimizer from the trainable parameters; AdamW at 1e-6 without weight
+            decay by default.
+        lr_schedule: Course of the learning rate after the warm-up, step by step.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+        seed: Seed of sampled anchors and dropout; together with rank, epoch and batch it fixes
+            them.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        reference: str | None = None,
+        importance: ImportanceEstimator | None = None,
+        weighting: Weighting = _WEIGHTING,
+        losses: dict[str, LossComponent] | None = None,
+        loss_weights: dict[str, float] | None = None,
+        beta: float = 0.1,
+        anchor: AnchorOptions = _ANCHOR,
+        importance_every: int = 1,
+        non_finite: Literal["raise", "skip"] = "raise",
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: LRSchedule = "constant",
+        warmup_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_schedule, warmup_steps)
+        self._remember_arguments(locals())
+        if importance_every < 0:
+            raise InputError(f"importance_every={importance_every}: expected 0 or more")
+        if losses is None:
+            losses = _default_losses()
+            loss_weights = {"triplet": 0.1, **(loss_weights or {})}
+        estimator = importance or load(IMPORTANCE, "gradient", ImportanceEstimator)()
+        self.objective = Objective(estimator, weighting, losses, loss_weights or {}, beta)
+        parts = {**self.objective.losses, "importance": estimator}
+        # Components with parameters of their own are trained and saved with the policy.
+        self.learned = nn.ModuleDict({k: v for k, v in parts.items() if isinstance(v, nn.Module)})
+        self.reference: Reference | None = None
+        self.reference_path = reference
+        self.anchor = anchor
+        self.cache = WeightCache(importance_every)
+        self.non_finite = non_finite
+        self.seed = seed
+        self._spoiled = False
+        self.skipped_steps = 0
+        self.means = ExampleMeans(quantity_names(self.objective.losses))
+
+    # Models
+
+    def attach(self, policy: nn.Module, reference: nn.Module | None = None) -> None:
+        """Use models that were built elsewhere instead of ``policy.path``.
+
+        Args:
+            policy: A causal language model of transformers, in its starting state.
+            reference: Model of the log-ratios; None freezes a copy of ``policy``.
+        """
+        self.policy = policy.train()
+        self.reference = Reference(reference) if reference is not None else Reference.of(policy)
+        self._check_models()
+
+    def configure_model(self) -> None:
+        """Build policy and reference, once; the reference stays out of the module tree."""
+        if self.policy is not None:
+            return
+        policy = build_policy(self.policy_config)
+        if self.reference_path is None:
+            self.reference = Reference.of(policy, self.policy_config.lora is not None)
+        else:
+            config = dataclasses.replace(
+                self.policy_config, path=self.reference_path, revision=None, init="pretrained"
+            )
+            bare = dataclasses.replace(
+                config, lora=None, adapter=None, activation_checkpointing=False
+            )
+            self.reference = Reference(build_policy(bare))
+        self.policy = policy
+        self._check_models()
+
+    def _check_models(self) -> None:
+        needs = self.objective.needs | self.objective.importance_needs()
+        assert self.reference is not None
+        check_compatible(self.built_policy, self.reference.model, needs)
+
+    # One batch
+
+    def forward(self, batch: ResponseBatch, sampling_seed: int | None = None) -> Outcome:
+        """Compute losses and per-token results of a batch, for steps here or in a foreign module.
+
+        Args:
+            batch: Rows of the roles ``chosen`` and ``rejected``.
+            sampling_seed: Seed of sampled anchors and dropout, which then leave the global
+                generators alone; None draws from those.
+
+        Returns:
+            The outcome; ``outcome.loss`` is inside the graph.
+        """
+        policy, reference = self.built_policy, self.reference
+        assert reference is not None
+        with seeded(sampling_seed, batch.input_ids.device):
+            anchors = None
+            if "anchor" in self.objective.needs:
+                anchors = sample_anchors(policy, batch, self.anchor)
+            weights = self._cached_weights(batch)
+            outcome = self.objective.evaluate(policy, reference, batch, anchors, weights)
+            if self._keeps_weights and weights is None and outcome.weights is not None:
+                self.cache.store(batch, outcome.weights, self.global_step)
+        return outcome
+
+    @property
+    def _keeps_weights(self) -> bool:
+        return self.cache.refresh_every != 1 and self.training and self._trainer is not None
+
+    def _cached_weights(self, batch: ResponseBatch) -> Tensor | None:
+        if not self._keeps_weights or "weights" not in self.objective.needs:
+            return None
+        return self.cache.lookup(batch, self.global_step)
+
+    # Training
+
+    def on_train_start(self) -> None:
+        """With ``importance_every: 0``, compute all weights before the first step."""
+        if self.cache.refresh_every != 0 or self.cache.is_filled:
+            return
+        for batch in self.trainer.train_dataloader or ():
+            self._precompute(self.trainer.strategy.batch_to_device(batch))
+        for state in from_all_ranks(self.cache.state_dict()):
+            self.cache.update(state)
+
+    def _precompute(self, batch: ResponseBatch) -> None:
+        assert self.reference is not None
+        policy, needs = self.built_policy, self.objective.importance_needs()
+        with evaluating(policy):
+            forward = run_models(policy, self.reference, batch, needs)
+        _, weights = self.objective.weigh(forward)
+        self.cache.store(batch, weights, step=0)
+
+    def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
+        """Loss of the batch: mean over its pairs."""
+        try:
+            outcome = self(batch, self._seed_of(0, self.current_epoch, batch_idx))
+        except NonFiniteError:
+            if self.non_finite == "raise":
+                raise
+            self._spoiled = True
+            return zero_loss(self)
+        quantities = outcome_quantities(outcome, self.objective.beta)
+        means = {
+            f"train/{name}": mean_of(value, batch.counted) for name, value in quantities.items()
+        }
+        self.log_dict(means, batch_size=batch.size)
+        counted = batch.counted.to(outcome.loss)
+        return self._mean(outcome.loss * counted, counted)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave a step out whose gradients were spoiled on any rank."""
+        if self.non_finite == "raise":
+            return
+        spoiled = torch.tensor(float(self._spoiled), device=self.device)
+        if self.trainer.strategy.reduce(spoiled, reduce_op="sum") > 0:
+            # Optimizers pass over parameters without a gradient: neither they nor their state move.
+            optimizer.zero_grad(set_to_none=True)
+            self.skipped_steps += 1
+            self.log("train/skipped_steps", float(self.skipped_steps))
+        self._spoiled = False
+
+    # Evaluation
+
+    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to the means."""
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to the means."""
+        self._evaluate(batch, batch_idx)
+
+    def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
+        with self._attributable():
+            batch = outside_inference(batch)
+            outcome = self(batch, self._seed_of(1, 0, batch_idx))
+        self.means.update(outcome_quantities(outcome, self.objective.beta), batch.counted)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all examples of all ranks."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over all examples of all ranks."""
+        self._log_epoch("test")
+
+    def _log_epoch(self, stage: str) -> None:
+        means = {f"{stage}/{name}": value for name, value in self.means.compute().items()}
+        self.means.reset()
+        self.log_dict(means, sync_dist=True)
+
+    def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
+        """Per-token log-ratios and importance weights of the batch, detached."""
+        assert self.reference is not None
+        with self._attributable():
+            batch = outside_inference(batch)
+            return self.objective.explain(self.built_policy, self.reference, batch)
+
+    @contextmanager
+    def _attributable(self) -> Iterator[None]:
+        """Enable gradients where the estimator asks for a graph.
+
+        Lightning validates in inference mode, and within fit without gradients.
+        """
+        needs = self.objective.importance_needs()
+        if not any(need.endswith(".embeddings") for need in needs):
+            yield
+            return
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+
+    # Randomness and checkpoints
+
+    def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
+        return hash((self.seed, self.global_rank, stage, epoch, batch_idx)) % 2**63
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the weights that later steps may still use."""
+        if self.cache.refresh_every != 1:
+            checkpoint["importance_cache"] = from_all_ranks(self.cache.state_dict())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take kept weights back; each rank its own, if there are as many as before."""
+        states = checkpoint.get("importance_cache", [])
+        same_ranks = len(states) == self.trainer.world_size
+        for state in [states[self.global_rank]] if same_ranks else states:
+            self.cache.update(state)

@@ -1,0 +1,60 @@
+"""Conditions that steps run under: seeds, inference mode, ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lit_tidpo.structures import ResponseBatch
+
+
+@contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from generators of this seed, and leave the global ones as they were.
+
+    Args:
+        seed: Seed; None changes nothing.
+        device: Device whose generator is seeded besides the CPU's.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def outside_inference(batch: ResponseBatch) -> ResponseBatch:
+    """Copy tensors made in inference mode, which no graph may hold."""
+    copies: dict[str, Any] = {
+        field.name: value.clone()
+        for field in dataclasses.fields(batch)
+        if isinstance(value := getattr(batch, field.name), Tensor) and value.is_inference()
+    }
+    return dataclasses.replace(batch, **copies)
+
+
+def from_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Collect a value of every rank, in the order of the ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    collected: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(collected, value)
+    return collected
+
+
+def mean_of(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean of the counted values, ``[B]`` each; NaN without any."""
+    return values[counted].mean()
+
+
+def zero_loss(module: nn.Module) -> Tensor:
+    """A loss whose gradient is zero for every trainable parameter, to keep all ranks in step."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return torch.stack([torch.zeros_like(p).mul(p).sum() for p in parameters]).sum()

@@ -1,0 +1,80 @@
+"""Supervised fine-tuning on the chosen responses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lit_tidpo.forward import run_models
+from lit_tidpo.functional.preference import sequence_sum
+from lit_tidpo.metrics import ExampleMeans
+from lit_tidpo.modules.base import LRSchedule, PolicyModule
+from lit_tidpo.policy import PolicyConfig, Reference
+from lit_tidpo.structures import ResponseBatch
+
+
+class SFTModule(PolicyModule):
+    """Cross-entropy of the chosen responses' tokens, prompt masked, on the preference data path.
+
+    Args:
+        policy: The model to train.
+        optimizer: Makes the optimizer from the trainable parameters; AdamW at 1e-6 without weight
+            decay by default.
+        lr_schedule: Course of the learning rate after the warm-up, step by step.
+        warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        optimizer: OptimizerCallable | None = None,
+        lr_schedule: LRSchedule = "constant",
+        warmup_steps: int = 0,
+    ) -> None:
+        super().__init__(policy, optimizer, lr_schedule, warmup_steps)
+        self._remember_arguments(locals())
+        self.means = ExampleMeans(["nats", "tokens"])
+
+    def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
+        """Mean negative log-prob of the batch's chosen tokens, in nats."""
+        nats, tokens = self._nats(batch)
+        self.log(
+            "train/loss", nats.detach().sum() / tokens.sum(), prog_bar=True, batch_size=batch.size
+        )
+        return self._mean(nats, tokens)
+
+    def _evaluate(self, batch: ResponseBatch) -> None:
+        nats, tokens = self._nats(batch)
+        self.means.update({"nats": nats, "tokens": tokens}, batch.counted)
+
+    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to the mean."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to the mean."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss per token."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the loss per token."""
+        self._log_epoch("test")
+
+    def _log_epoch(self, stage: str) -> None:
+        means: dict[str, Any] = self.means.compute()
+        self.means.reset()
+        self.log(f"{stage}/loss", means["nats"] / means["tokens"], prog_bar=True, sync_dist=True)
+
+    def _nats(self, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
+        """Negative log-prob and number of tokens of each chosen response, ``[B]`` each."""
+        rows = batch.role("chosen")
+        forward = run_models(self.built_policy, Reference(None), rows, frozenset())
+        mask = rows.response_mask
+        counted = rows.counted.to(forward.policy.logps)
+        nats = -sequence_sum(forward.policy.logps, mask) * counted
+        return nats, mask.sum(-1) * counted

@@ -1,0 +1,189 @@
+"""The training objective: importance weights and a weighted sum of loss components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
+from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.forward import run_models
+from lit_tidpo.policy import Reference
+from lit_tidpo.structures import Forward, Prediction, ResponseBatch, TokenScores
+from lit_tidpo.weighting import Weighting
+
+_LOG_RATIOS = frozenset({"reference.logps"})
+
+
+@dataclass
+class Outcome:
+    """What the objective makes of a batch.
+
+    Attributes:
+        loss: Weighted sum of the components, ``[B]``, inside the graph.
+        components: Loss of each component by name, unweighted, ``[B]`` each.
+        scores: Per-token results by role.
+        weights: Importance weights of all rows, ``[N, T]``, or None where no component asks.
+    """
+
+    loss: Tensor
+    components: dict[str, Tensor]
+    scores: dict[str, TokenScores]
+    weights: Tensor | None
+
+
+class Objective:
+    """Runs the models once for what all components need together, and adds the components up.
+
+    Args:
+        importance: Scores the tokens.
+        weighting: Turns scores into weights.
+        losses: Components by name.
+        loss_weights: Factor of each component, 1 where absent; a component at 0 computes nothing.
+        beta: Inverse temperature of the implicit reward, per nat.
+
+    Raises:
+        InputError: If a name or a need is unknown, or nothing is left to train on.
+    """
+
+    def __init__(
+        self,
+        importance: ImportanceEstimator,
+        weighting: Weighting,
+        losses: Mapping[str, LossComponent],
+        loss_weights: Mapping[str, float],
+        beta: float,
+    ) -> None:
+        unknown = sorted(loss_weights.keys() - losses.keys())
+        if unknown:
+            raise InputError(f"loss_weights names {unknown}; the losses are {sorted(losses)}")
+        if beta <= 0:
+            raise InputError(f"beta={beta}: expected more than 0")
+        self.importance = importance
+        self.weighting = weighting
+        self.beta = beta
+        self.factors = {name: loss_weights.get(name, 1.0) for name in losses}
+        self.losses = {name: part for name, part in losses.items() if self.factors[name] != 0}
+        if not self.losses:
+            raise InputError(f"every loss has the weight 0: {self.factors}; give one a weight")
+        self._check_components()
+
+    def _check_components(self) -> None:
+        for name, component in self.losses.items():
+            check_needs(f"loss {name!r}", component.needs)
+        label = f"importance {type(self.importance).__name__}"
+        check_needs(label, self.importance.needs)
+        unavailable = self.importance.needs & {"weights", "anchor"}
+        if unavailable:
+            raise InputError(f"{label} needs {sorted(unavailable)}, which only a loss can ask for")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the components need together; rewards always need the reference's log-probs."""
+        return _LOG_RATIOS.union(*(part.needs for part in self.losses.values()))
+
+    def importance_needs(self) -> frozenset[str]:
+        """What the estimator needs; nothing where no component asks for weights."""
+        return self.importance.needs if "weights" in self.needs else frozenset()
+
+    def evaluate(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        batch: ResponseBatch,
+        anchors: ResponseBatch | None = None,
+        weights: Tensor | None = None,
+    ) -> Outcome:
+        """Compute the loss of each pair.
+
+        Args:
+            policy: The policy.
+            reference: What it is compared with.
+            batch: Rows of the roles ``chosen`` and ``rejected``.
+            anchors: Rows of the role ``anchor``, where a component asks for them.
+            weights: Weights from an earlier step, ``[N, T]``; None computes them.
+
+        Returns:
+            Losses and per-token results.
+
+        Raises:
+            NonFiniteError: If a loss is NaN or infinite.
+        """
+        asked = self.needs if weights is not None else self.needs | self.importance_needs()
+        forward = run_models(policy, reference, batch, asked)
+        raw_scores = None
+        if weights is None and "weights" in self.needs:
+            raw_scores, weights = self.weigh(forward)
+        scores = _by_role(forward, weights, raw_scores)
+        if anchors is not None:
+            # Log-ratios are all that an anchor is measured by.
+            scores |= _by_role(run_models(policy, reference, anchors, _LOG_RATIOS))
+        components = {name: part.loss(scores, self.beta) for name, part in self.losses.items()}
+        _check_finite(components, batch)
+        total = sum(self.factors[name] * loss for name, loss in components.items())
+        assert isinstance(total, Tensor)
+        return Outcome(total, components, scores, weights)
+
+    def explain(self, policy: nn.Module, reference: Reference, batch: ResponseBatch) -> Prediction:
+        """Per-token results of a batch, weights always among them, detached.
+
+        Args:
+            policy: The policy.
+            reference: What it is compared with.
+            batch: Rows of any roles.
+
+        Returns:
+            The batch and its results by role.
+        """
+        asked = self.importance.needs | _LOG_RATIOS | {"kl"}
+        forward = run_models(policy, reference, batch, asked)
+        raw_scores, weights = self.weigh(forward)
+        forward.policy.logps = forward.policy.logps.detach()
+        forward.kl = None if forward.kl is None else forward.kl.detach()
+        return Prediction(batch, _by_role(forward, weights, raw_scores))
+
+    def weigh(self, forward: Forward) -> tuple[Tensor, Tensor]:
+        """Raw scores and weights of a forward, detached, ``[N, T]`` each."""
+        raw_scores = self.importance.scores(forward).detach()
+        return raw_scores, self.weighting.weights(raw_scores, forward.batch)
+
+
+def _by_role(
+    forward: Forward, weights: Tensor | None = None, raw_scores: Tensor | None = None
+) -> dict[str, TokenScores]:
+    """Cut a forward into the results of each role."""
+    reference = None if forward.reference is None else forward.reference.logps.detach()
+
+    def cut(rows: slice) -> TokenScores:
+        return TokenScores(
+            mask=forward.batch.response_mask[rows],
+            policy_logps=forward.policy.logps[rows],
+            reference_logps=None if reference is None else reference[rows],
+            kl=None if forward.kl is None else forward.kl[rows],
+            weights=None if weights is None else weights[rows],
+            raw_scores=None if raw_scores is None else raw_scores[rows],
+        )
+
+    return {role: cut(forward.batch.rows(role)) for role in forward.batch.roles}
+
+
+def _check_finite(components: Mapping[str, Tensor], batch: ResponseBatch) -> None:
+    for name, loss in components.items():
+        if loss.shape != (batch.size,):
+            raise InputError(
+                f"loss {name!r} has the shape {tuple(loss.shape)}; expected ({batch.size},), one "
+                "value for each pair"
+            )
+    finite = torch.stack([loss.detach().isfinite() for loss in components.values()])
+    if bool(finite.all()):
+        return
+    for name, good in zip(components, finite, strict=True):
+        if not bool(good.all()):
+            raise NonFiniteError(
+                f"loss {name!r} is NaN or infinite for the pairs {batch.index[~good].tolist()} of "
+                "the data set: lower the learning rate, or set model.non_finite=skip to leave such "
+                "steps out"
+            )

@@ -1,0 +1,279 @@
+"""The language models: how the policy is built, and what it is compared with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from lit_tidpo.errors import InputError
+from lit_tidpo.locations import locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Low-rank adapters through peft (arXiv 2106.09685); the reference is then the base model.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale of the update is ``alpha / r``.
+        dropout: Dropout on the adapters' input; has an effect with ``disable_dropout: false`` only.
+        target_modules: Names of the layers to adapt; None adapts all linear layers but the head.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Which model is trained and how it is loaded.
+
+    Attributes:
+        path: A name on the Hub, a local folder, or ``builtin:NAME``.
+        revision: Branch, tag or commit on the Hub.
+        init: ``pretrained`` loads the weights; ``random`` makes new ones from the folder's
+            ``config.json``.
+        init_seed: Seed of the random weights.
+        dtype: Type of the parameters; ``auto`` takes the one that they are stored in.
+        attn_implementation: Attention kernel; the attention estimator needs ``eager``.
+        lora: Train adapters instead of all parameters.
+        adapter: Folder of a trained peft adapter to go on with; the reference is a frozen copy of
+            it.
+        activation_checkpointing: Recompute activations in the backward pass to save memory.
+        disable_dropout: Set every dropout probability of the model to 0, as other trainers do.
+        trust_remote_code: Let the Hub repository run its own modelling code.
+    """
+
+    path: str = ""
+    revision: str | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    init_seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attn_implementation: str = "sdpa"
+    lora: LoraOptions | None = None
+    adapter: str | None = None
+    activation_checkpointing: bool = False
+    disable_dropout: bool = True
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.init_seed < 2**63:
+            raise InputError(f"policy.init_seed={self.init_seed}: expected 0 or more")
+        if self.lora is not None and self.adapter is not None:
+            raise InputError(
+                "policy.lora starts a new adapter and policy.adapter goes on with one: set one"
+            )
+
+
+def build_policy(config: PolicyConfig) -> PreTrainedModel:
+    """Load the model to be trained.
+
+    Args:
+        config: Which model, and how.
+
+    Returns:
+        The model in train mode.
+
+    Raises:
+        InputError: If the path, the adapter or the weights cannot be used.
+    """
+    model: Any = _load(config)
+    if config.lora is not None:
+        model = _with_lora(model, config.lora)
+    if config.adapter is not None:
+        model = _with_adapter(model, config.adapter)
+    if config.disable_dropout:
+        disable_dropout(model)
+    if config.activation_checkpointing:
+        # Reentrant checkpointing cannot serve torch.autograd.grad, which attribution uses.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    policy: PreTrainedModel = model.train()
+    return policy
+
+
+def _load(config: PolicyConfig) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = locate(config.path)
+    options: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    loading = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
+    try:
+        if config.init == "pretrained":
+            return AutoModelForCausalLM.from_pretrained(path, **loading, **options)
+        architecture = AutoConfig.from_pretrained(path, **options)
+        with torch.random.fork_rng():
+            torch.manual_seed(config.init_seed)
+            return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                architecture, trust_remote_code=config.trust_remote_code, **loading
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"policy.path={config.path!r} cannot be loaded: {error}") from error
+
+
+def _with_lora(model: PreTrainedModel, lora: LoraOptions) -> PreTrainedModel:
+    peft = _import_peft()
+    adapters = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
+    except ValueError as error:
+        raise InputError(f"policy.lora cannot be applied: {error}") from error
+    return adapted
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    adapted: PreTrainedModel = _import_peft().PeftModel.from_pretrained(
+        model, locate(adapter), is_trainable=True
+    )
+    return adapted
+
+
+def _import_peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError("adapters need peft: pip install 'lit-tidpo[lora]'") from error
+    return peft
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability in a model to 0.
+
+    Attention layers keep theirs as a plain number (``attention_dropout``), which is no
+    ``nn.Dropout``: both kinds are set.
+
+    Args:
+        model: Changed in place; its config keeps the original values.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode and restore each module's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Reference:
+    """The frozen model of the log-ratios. Not an ``nn.Module``.
+
+    So it is in no module tree: neither the optimizer nor the checkpoint nor DDP's buckets see it.
+
+    Args:
+        model: A frozen model of its own, or None where the policy without its adapter serves.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.model = model.requires_grad_(False).eval() if model is not None else None
+
+    @classmethod
+    def of(cls, policy: nn.Module, fresh_adapters: bool = False) -> Reference:
+        """The reference of a policy in its starting state.
+
+        Args:
+            policy: A policy that has not been trained yet.
+            fresh_adapters: Whether it starts from new adapters, so that its base is the reference.
+
+        Returns:
+            The base under fresh adapters, otherwise a frozen copy of the policy.
+        """
+        return cls(None if fresh_adapters else copy.deepcopy(policy))
+
+    @contextmanager
+    def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+        """Hand out the model to run as the reference.
+
+        Args:
+            policy: The policy, whose adapters are switched off meanwhile if it serves.
+            device: Where the batch is.
+
+        Yields:
+            A model in eval mode on ``device``.
+        """
+        if self.model is not None:
+            yield self.model.to(device)
+            return
+        with evaluating(policy), policy.disable_adapter():  # type: ignore[operator]
+            yield policy
+
+
+def check_compatible(policy: nn.Module, reference: nn.Module | None, needs: frozenset[str]) -> None:
+    """Refuse models that cannot serve together, or cannot serve what is asked of them.
+
+    Args:
+        policy: The policy.
+        reference: A reference of its own, or None.
+        needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
+
+    Raises:
+        InputError: If the vocabularies differ, attention probabilities are asked of a kernel that
+            has none, or input gradients of a compiled or reentrantly checkpointed model.
+    """
+    models = {"policy": policy} if reference is None else {"policy": policy, "reference": reference}
+    sizes = {name: _vocabulary_size(model) for name, model in models.items()}
+    if len(set(sizes.values())) > 1:
+        raise InputError(
+            f"policy and reference have different vocabularies ({sizes['policy']} and "
+            f"{sizes['reference']} entries): choose a reference with the policy's tokenizer"
+        )
+    for need in needs:
+        model = models.get(need.split(".")[0], policy)
+        kernel = getattr(model.config, "_attn_implementation", None)
+        if need.endswith(".attentions") and kernel != "eager":
+            raise InputError(
+                f"attention importance needs the attention probabilities, which {kernel!r} "
+                "attention does not hand out: set policy.attn_implementation=eager"
+            )
+        if need.endswith(".embeddings"):
+            _check_attributable(model)
+
+
+def _vocabulary_size(model: nn.Module) -> int:
+    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+
+def _check_attributable(model: nn.Module) -> None:
+    if isinstance(model, torch._dynamo.OptimizedModule):
+        raise InputError(
+            "gradient importance cannot look into a model compiled as a whole: compile its "
+            "layers one by one instead"
+        )
+    for module in model.modules():
+        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        if checkpoint is not None and getattr(checkpoint, "keywords", {}).get(
+            "use_reentrant", False
+        ):
+            raise InputError(
+                "gradient importance cannot work with reentrant activation checkpointing: enable "
+                "it with use_reentrant=False"
+            )

@@ -1,0 +1,124 @@
+"""Plugins found through entry points: the one route for built-in and third-party components.
+
+A distribution registers a class under ``lit_tidpo.importance`` or ``lit_tidpo.losses``::
+
+    [project.entry-points."lit_tidpo.importance"]
+    surprisal = "my_package:SurprisalImportance"
+
+Nothing is imported until a plugin is used.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from lit_tidpo.errors import PluginError
+
+IMPORTANCE = "lit_tidpo.importance"
+LOSSES = "lit_tidpo.losses"
+
+ComponentT = TypeVar("ComponentT")
+
+
+def found(group: str) -> list[EntryPoint]:
+    """Entry points of a group, by name, then by distribution."""
+    return sorted(entry_points(group=group), key=lambda entry: (entry.name, distribution(entry)))
+
+
+def distribution(entry: EntryPoint) -> str:
+    """Name and version of the distribution that registered an entry point."""
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+
+
+def load(group: str, name: str, base: type[ComponentT]) -> type[ComponentT]:
+    """Import the class of a plugin and check it.
+
+    Args:
+        group: :data:`IMPORTANCE` or :data:`LOSSES`.
+        name: Short name of the plugin.
+        base: Class that it must derive from.
+
+    Returns:
+        The plugin's class.
+
+    Raises:
+        PluginError: If the name is unknown or registered twice, or its class cannot be imported or
+            does not derive from ``base``. The message names the plugin and its distribution.
+    """
+    entries = [entry for entry in found(group) if entry.name == name]
+    if not entries:
+        known = sorted({entry.name for entry in found(group)})
+        raise PluginError(f"no plugin {name!r} in {group}; known: {', '.join(known)}")
+    if len(entries) > 1:
+        owners = " and ".join(distribution(entry) for entry in entries)
+        raise PluginError(
+            f"plugin {name!r} in {group} is registered by {owners}: uninstall one, "
+            "or name the class by its full path"
+        )
+    return _load_entry(entries[0], base)
+
+
+def _load_entry(entry: EntryPoint, base: type[ComponentT]) -> type[ComponentT]:
+    label = f"plugin {entry.name!r} ({entry.value}) of {distribution(entry)}"
+    try:
+        component = entry.load()
+    except Exception as error:  # whatever a stranger's module raises while it is imported
+        raise PluginError(
+            f"{label} could not be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(component, type) and issubclass(component, base)):
+        raise PluginError(f"{label} is {component!r}; expected a subclass of {base.__name__}")
+    return component
+
+
+def short_name_class(group: str, name: str, base: type[ComponentT]) -> type[ComponentT]:
+    """Make the class that stands for a plugin under its short name.
+
+    jsonargparse finds classes by ``__name__`` and stores them by ``__module__``. So the module
+    whose name is the group gets a subclass called like the plugin: ``gradient`` can be typed, and
+    configurations store ``lit_tidpo.importance.gradient``.
+
+    Args:
+        group: Name of the group and of the module that holds the short names.
+        name: Short name of the plugin.
+        base: Class that the plugin must derive from.
+
+    Returns:
+        A subclass of the plugin's class, kept as an attribute of the module.
+
+    Raises:
+        AttributeError: If there is no such plugin, as for any missing attribute of a module.
+        PluginError: If the plugin cannot be used.
+    """
+    if name not in {entry.name for entry in found(group)}:
+        raise AttributeError(f"module {group!r} has no plugin {name!r}")
+    component = load(group, name, base)
+    members = {"__module__": group, "__qualname__": name, "__doc__": component.__doc__}
+    alias: type[ComponentT] = types.new_class(
+        name, (component,), exec_body=lambda body: body.update(members)
+    )
+    setattr(sys.modules[group], name, alias)
+    return alias
+
+
+def inspect(group: str, base: type) -> Iterator[tuple[EntryPoint, str, str]]:
+    """Try every plugin of a group.
+
+    Args:
+        group: :data:`IMPORTANCE` or :data:`LOSSES`.
+        base: Class that a plugin must derive from.
+
+    Yields:
+        The entry point, its class path, and ``ok`` or what is wrong with it.
+    """
+    for entry in found(group):
+        try:
+            load(group, entry.name, base)
+        except PluginError as error:
+            yield entry, entry.value, str(error)
+        else:
+            yield entry, entry.value, "ok"

@@ -1,0 +1,175 @@
+"""The plain structures that a preference pair turns into on its way to the loss.
+
+Shape legend, used all over the package:
+
+====  =====================================================================================
+``B``  prompts (preference pairs) in a batch
+``N``  rows (responses) in a batch: ``B`` times the number of roles, role by role
+``T``  token positions of a row: prompt, response, right padding
+``V``  vocabulary entries
+``H``  width of the embeddings
+====  =====================================================================================
+
+Every ``[N, T]`` tensor of per-token values is aligned with its *own* token: column ``t`` belongs to
+the token ``input_ids[:, t]``, whose log-prob the model predicts at position ``t - 1``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ResponseBatch:
+    """Responses as right-padded rows of ``prompt + response`` tokens.
+
+    Attributes:
+        input_ids: Token ids, ``[N, T]``.
+        prompt_lengths: Tokens of the prompt in each row, ``[N]``.
+        lengths: Tokens of prompt and response in each row, ``[N]``.
+        roles: Names of the roles; rows ``k * B`` to ``(k + 1) * B`` hold the role ``roles[k]``.
+        index: Position of each pair in its data set, ``[B]``.
+        counted: False for a pair that only fills up a distributed batch, ``[B]`` bool.
+        supplied_weights: Token weights that came with the data, ``[N, T]``, or None.
+    """
+
+    input_ids: Tensor
+    prompt_lengths: Tensor
+    lengths: Tensor
+    roles: tuple[str, ...]
+    index: Tensor
+    counted: Tensor
+    supplied_weights: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of pairs ``B``."""
+        return len(self.input_ids) // len(self.roles)
+
+    @property
+    def _positions(self) -> Tensor:
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+
+    @property
+    def attention_mask(self) -> Tensor:
+        """True at the tokens of prompt and response, from the lengths alone, ``[N, T]`` bool."""
+        return self._positions < self.lengths[:, None]
+
+    @property
+    def response_mask(self) -> Tensor:
+        """True at the tokens of the response, ``[N, T]`` bool."""
+        return self.attention_mask & (self._positions >= self.prompt_lengths[:, None])
+
+    def rows(self, role: str) -> slice:
+        """Rows that hold ``role``."""
+        position = self.roles.index(role)
+        return slice(position * self.size, (position + 1) * self.size)
+
+    def role(self, role: str) -> ResponseBatch:
+        """The rows of one role as a batch of their own, cut to their longest row."""
+        rows = self.rows(role)
+        lengths = self.lengths[rows]
+        width = int(lengths.max())
+        weights = self.supplied_weights
+        return dataclasses.replace(
+            self,
+            input_ids=self.input_ids[rows, :width],
+            prompt_lengths=self.prompt_lengths[rows],
+            lengths=lengths,
+            roles=(role,),
+            supplied_weights=None if weights is None else weights[rows, :width],
+        )
+
+    def pin_memory(self) -> ResponseBatch:
+        """Copy to page-locked memory (called by the data loader)."""
+        pinned: dict[str, Any] = {
+            entry.name: value.pin_memory()
+            for entry in dataclasses.fields(self)
+            if isinstance(value := getattr(self, entry.name), Tensor)
+        }
+        return dataclasses.replace(self, **pinned)
+
+
+@dataclass
+class ModelTrace:
+    """What one model computed for a batch; fields that nobody asked for are None.
+
+    Attributes:
+        logps: Log-probs of the response tokens in nats, zero elsewhere, ``[N, T]``.
+        embeddings: Input embeddings inside the graph, ``[N, T, H]``.
+        final_logits: Logits at the last token of each row, ``[N, V]``.
+        label_logits: Logit of each response token, zero elsewhere, ``[N, T]``.
+        attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer.
+    """
+
+    logps: Tensor
+    embeddings: Tensor | None = None
+    final_logits: Tensor | None = None
+    label_logits: Tensor | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Forward:
+    """One forward of the policy and, where asked for, the reference: what an estimator sees.
+
+    Attributes:
+        batch: The rows.
+        policy: Trace of the policy.
+        reference: Trace of the reference, or None.
+        kl: ``KL(reference || policy)`` of the distribution that predicts each response token, in
+            nats, zero elsewhere, ``[N, T]``; None where nobody asked for it.
+    """
+
+    batch: ResponseBatch
+    policy: ModelTrace
+    reference: ModelTrace | None = None
+    kl: Tensor | None = None
+
+
+@dataclass
+class TokenScores:
+    """Per-token results of one role: what losses, metrics, predictions and pages share.
+
+    Attributes:
+        mask: True at response tokens, ``[B, T]`` bool.
+        policy_logps: Log-probs under the policy in nats, ``[B, T]``.
+        reference_logps: Log-probs under the reference in nats, ``[B, T]``, or None.
+        kl: Position-wise ``KL(reference || policy)`` in nats, ``[B, T]``, or None.
+        weights: Importance weights, zero off the response, ``[B, T]``, or None.
+        raw_scores: The estimator's scores that the weights were made of, ``[B, T]``, or None.
+    """
+
+    mask: Tensor
+    policy_logps: Tensor
+    reference_logps: Tensor | None = None
+    kl: Tensor | None = None
+    weights: Tensor | None = None
+    raw_scores: Tensor | None = None
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """Per-token log-ratios ``log pi - log ref`` in nats, ``[B, T]``.
+
+        Raises:
+            ValueError: If the reference's log-probs were not asked for.
+        """
+        if self.reference_logps is None:
+            raise ValueError(
+                "log_ratios needs the reference's log-probs, which were not computed: "
+                "declare the need 'reference.logps'"
+            )
+        return self.policy_logps - self.reference_logps
+
+
+@dataclass
+class Prediction:
+    """What ``predict`` tells of a batch: its rows and their detached per-token results by role."""
+
+    batch: ResponseBatch
+    scores: dict[str, TokenScores]

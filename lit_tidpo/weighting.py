@@ -1,0 +1,91 @@
+"""How raw importance scores become token weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.functional.importance import (
+    gaussian_prior,
+    hybrid_weights,
+    normalize_scores,
+    scale_weights,
+    softmax_prior,
+)
+from lit_tidpo.structures import ResponseBatch
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """The hybrid rule ``W = lambda I_norm + (1 - lambda) P`` and its open choices (Eq. 7-8).
+
+    Attributes:
+        mix: ``lambda``, the share of the estimator's scores; 1 uses no prior.
+        prior: ``P``: the ``gaussian`` over the positions, or a ``softmax`` of the scores instead.
+        prior_scale: The Gaussian as a ``distribution`` (sum 1), or ``raw`` (peak 1).
+        sigma_divisor: ``c`` in the Gaussian's ``sigma = T / c``.
+        scale: What is 1 over the response: the ``mean`` of the weights (uniform weights are then
+            exactly plain DPO), their ``sum`` or their ``max``.
+        positions: Normalise over, and centre the prior on, the ``response`` alone, or ``all``
+            tokens of prompt and response.
+    """
+
+    mix: float = 0.7
+    prior: Literal["gaussian", "softmax"] = "gaussian"
+    prior_scale: Literal["distribution", "raw"] = "distribution"
+    sigma_divisor: float = 4.0
+    scale: Literal["mean", "sum", "max"] = "mean"
+    positions: Literal["response", "all"] = "response"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mix <= 1:
+            raise InputError(f"weighting.mix={self.mix}: expected a number from 0 to 1")
+        if self.sigma_divisor <= 0:
+            raise InputError(f"weighting.sigma_divisor={self.sigma_divisor}: expected more than 0")
+        if self.prior == "softmax" and self.prior_scale == "raw":
+            raise InputError("weighting.prior_scale='raw' is for weighting.prior='gaussian' only")
+
+    def weights(self, scores: Tensor, batch: ResponseBatch) -> Tensor:
+        """Turn scores into the weights that the losses use.
+
+        Args:
+            scores: An estimator's scores, ``[N, T]``.
+            batch: The rows that were scored.
+
+        Returns:
+            Detached weights, zero off the response, ``[N, T]``.
+
+        Raises:
+            InputError: If the scores have another shape, or a supervised score is negative.
+            NonFiniteError: If a supervised score is NaN or infinite.
+        """
+        mask = batch.response_mask if self.positions == "response" else batch.attention_mask
+        scores = _checked(scores.detach(), mask)
+        shares = normalize_scores(scores, mask)
+        if self.prior == "softmax":
+            prior = softmax_prior(scores, mask)
+        else:
+            normalized = self.prior_scale == "distribution"
+            prior = gaussian_prior(mask, self.sigma_divisor, normalized).to(scores)
+        mixed = hybrid_weights(shares, prior, self.mix)
+        return scale_weights(mixed, batch.response_mask, self.scale)
+
+
+def _checked(scores: Tensor, mask: Tensor) -> Tensor:
+    if scores.shape != mask.shape:
+        raise InputError(
+            f"importance scores have the shape {tuple(scores.shape)}; expected "
+            f"{tuple(mask.shape)}, one score for each token of the batch"
+        )
+    supervised = scores[mask]
+    if not bool(torch.isfinite(supervised).all()):
+        raise NonFiniteError("importance scores are NaN or infinite at supervised tokens")
+    if bool((supervised < 0).any()):
+        raise InputError(
+            f"importance scores must not be negative; the lowest is {supervised.min().item()}"
+        )
+    return scores.float()
