@@ -105,6 +105,8 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
 def _load(config: PolicyConfig) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if not config.path:
+        raise InputError("policy.path is not set: name a model, or attach() one in Python")
     path = locate(config.path)
     options: dict[str, Any] = {
         "revision": config.revision,

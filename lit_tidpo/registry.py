@@ -31,7 +31,7 @@ def found(group: str) -> list[EntryPoint]:
 
 def distribution(entry: EntryPoint) -> str:
     """Name and version of the distribution that registered an entry point."""
-    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown unknown"
 
 
 def load(group: str, name: str, base: type[ComponentT]) -> type[ComponentT]:

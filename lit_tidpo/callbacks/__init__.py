@@ -1,5 +1,6 @@
 """Callbacks: what is written beside the logs."""
 
+from lit_tidpo.callbacks.report_page import ReportPage
 from lit_tidpo.callbacks.token_writer import TokenWriter
 
-__all__ = ["TokenWriter"]
+__all__ = ["ReportPage", "TokenWriter"]

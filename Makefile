@@ -1,0 +1,48 @@
+# `make quickstart` and `make test` do all their set-up; the second time they start at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test lint policy data clean
+
+quickstart: $(VENV)/.run
+	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Rebuild what the package ships. `policy` trains for about an hour on two cores.
+data: $(VENV)/.dev
+	$(BIN)/python -m lit_tidpo.assets.build.stdlib_defects lit_tidpo/assets/stdlib_defects
+
+policy: $(VENV)/.dev
+	$(BIN)/python -m lit_tidpo.assets.build.tokenizer --output lit_tidpo/assets/policy
+	$(BIN)/lit-tidpo sft fit --config configs/sft_stdlib.yaml
+	rm -rf runs/policy
+	$(BIN)/lit-tidpo export runs/sft_stdlib/policy.ckpt runs/policy --dtype bfloat16
+	cp runs/policy/model.safetensors lit_tidpo/assets/policy/
+
+clean:
+	rm -rf $(VENV) runs
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone: the constraint picks the CPU build, which the rest then keeps.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	touch $@
+
+$(VENV)/.run: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable '.[lora,report,tensorboard]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.torch
+	$(PIP) --editable '.[dev]'
+	touch $@ $(VENV)/.run

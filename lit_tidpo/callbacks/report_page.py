@@ -1,0 +1,166 @@
+"""A page beside the logs: curves of the run and the weights of a few pairs, token by token."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_tidpo.callbacks.token_writer import prediction_rows
+from lit_tidpo.errors import InputError
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+pre {{ white-space: pre-wrap; border: 1px solid #8884; border-radius: 6px; padding: .8rem; }}
+.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }}
+figure {{ margin: 1rem 0; }} svg {{ max-width: 100%; height: auto; }}
+</style></head><body><h1>{title}</h1>
+<p>Validation preference accuracy: {before} before training, {after} after.</p>
+<h2>Curves</h2><figure>{curves}</figure>
+<h2>Token weights</h2>
+<p>The darker a token, the larger its weight (1 on average). Hover for the numbers: weight, and
+log-ratio of policy to reference in nats.</p>
+{pairs}</body></html>
+"""
+
+
+class ReportPage(Callback):
+    """Writes ``report.html`` into the log folder when ``fit`` ends.
+
+    Args:
+        pairs: Pairs of the first validation batch to show.
+        metrics: Logged metrics to draw against the step.
+        monitor: Metric of the sentence at the top.
+    """
+
+    def __init__(
+        self,
+        pairs: int = 4,
+        metrics: list[str] | None = None,
+        monitor: str = "val/rewards/accuracies",
+    ) -> None:
+        if pairs < 1:
+            raise InputError(f"report pairs={pairs}: expected 1 or more")
+        self.pairs = pairs
+        self.metrics = metrics or ["train/loss/total", "train/rewards/margins", monitor]
+        self.monitor = monitor
+        self._curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out before the work whether curves can be drawn."""
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as error:
+            raise InputError(
+                "the report page needs matplotlib: pip install 'lit-tidpo[report]'"
+            ) from error
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Keep the step's values."""
+        self._keep(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the validation's values."""
+        self._keep(trainer)
+
+    def _keep(self, trainer: Trainer) -> None:
+        for name in self.metrics:
+            value = trainer.callback_metrics.get(name)
+            points = self._curves[name]
+            if value is not None and (
+                not points or points[-1] != (trainer.global_step, float(value))
+            ):
+                points.append((trainer.global_step, float(value)))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page."""
+        rows = self._rows(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        values = [value for _, value in self._curves[self.monitor]]
+        page = _PAGE.format(
+            title=html.escape(f"{type(pl_module).__name__}, {trainer.global_step} steps"),
+            before=f"{values[0]:.3f}" if values else "not measured",
+            after=f"{values[-1]:.3f}" if values else "not measured",
+            curves=draw_curves({name: self._curves[name] for name in self.metrics}),
+            pairs="\n".join(_pair(group) for group in rows),
+        )
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+
+    def _rows(self, trainer: Trainer, pl_module: LightningModule) -> list[list[dict[str, Any]]]:
+        """Rows of the first pairs of the validation set, chosen and rejected side by side."""
+        loaders = trainer.val_dataloaders
+        if loaders is None:
+            return []
+        batch = trainer.strategy.batch_to_device(next(iter(loaders)))
+        was_training = pl_module.training
+        pl_module.eval()
+        prediction = pl_module.predict_step(batch, 0)
+        pl_module.train(was_training)
+        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+        grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for row in prediction_rows(prediction, tokenizer):
+            grouped[row["index"]].append(row)
+        return list(grouped.values())[: self.pairs]
+
+
+def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
+    """Draw each curve against the step.
+
+    Args:
+        curves: Points ``(step, value)`` by name.
+
+    Returns:
+        One SVG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(curves), 3), layout="constrained")
+    for axes, (name, points) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
+        axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
+        axes.set_title(name)
+        axes.set_xlabel("step")
+    drawing = io.StringIO()
+    figure.savefig(drawing, format="svg")
+    return drawing.getvalue()[drawing.getvalue().index("<svg") :]
+
+
+def _pair(rows: list[dict[str, Any]]) -> str:
+    cells = "".join(
+        f"<div><h3>{row['role']}</h3><pre>{token_heat_map(row)}</pre></div>" for row in rows
+    )
+    return f"<section><h3>Pair {rows[0]['index']}</h3><div class='pair'>{cells}</div></section>"
+
+
+def token_heat_map(row: dict[str, Any]) -> str:
+    """Tokens of a response on backgrounds as dark as their weights.
+
+    Args:
+        row: A row of :func:`lit_tidpo.callbacks.token_writer.prediction_rows`.
+
+    Returns:
+        HTML spans.
+    """
+    peak = max(row["weights"], default=0.0) or 1.0
+    spans = []
+    for token, weight, ratio in zip(row["tokens"], row["weights"], row["log_ratios"], strict=True):
+        shade = f"rgba(220, 90, 20, {0.85 * weight / peak:.2f})"
+        note = f"weight {weight:.2f}, log-ratio {ratio:+.2f}"
+        spans.append(f'<span style="background:{shade}" title="{note}">{html.escape(token)}</span>')
+    return "".join(spans)
