@@ -1,0 +1,1 @@
+"""Data and models that the package ships, each in a folder with a README."""

@@ -1,0 +1,290 @@
+"""The LightningDataModule of preference pairs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, get_args
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import cuda
+from torch.utils.data import DataLoader
+
+from lit_tidpo.data.collation import PairCollator
+from lit_tidpo.data.examples import PairDataset, PairStream
+from lit_tidpo.data.loaders import ResumableLoader
+from lit_tidpo.data.preparation import InvalidRows, PreparationReport, usable_rows
+from lit_tidpo.data.sampling import ResumableSampler
+from lit_tidpo.data.splits import Splits, SplitSource
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class PreferenceDataModule(LightningDataModule):
+    r"""Preference pairs from the Hub, a folder or a file, tokenised and batched.
+
+    A row has ``chosen`` and ``rejected``, as text or as chat messages, and mostly ``prompt``;
+    optionally ``chosen_weights`` and ``rejected_weights`` with one number per response token.
+    Training order depends on ``seed`` and the epoch alone, and a run that is resumed in the middle
+    of an epoch goes on with the next batch.
+
+    Args:
+        source: Data set: name on the Hub, ``builtin:NAME``, a folder of files named like their
+            splits or made by ``save_to_disk``, or one .json, .jsonl or .parquet file (the split
+            ``train``).
+        tokenizer: Tokenizer: path, name on the Hub, or ``builtin:NAME``.
+        name: Configuration of a Hub data set that has several.
+        revision: Branch, tag or commit of a Hub data set.
+        train_split: Split to train on.
+        validation_split: Split to validate on.
+        test_split: Split to test on.
+        predict_split: Split to predict on.
+        validation_fraction: Share of the training split that is held out, by ``seed``, where the
+            data have no validation split; 0 holds out nothing.
+        max_rows: Read only the first rows of each split; None reads all.
+        max_length: Most tokens of prompt and response together. Responses are cut on the right.
+        max_prompt_length: Tokens that a prompt keeps, cut on the left, however long the responses
+            are; None means half of ``max_length``.
+        chat_template: Jinja text or path of a template that replaces the tokenizer's own.
+        invalid_rows: What to do with rows whose responses are empty or identical, also after
+            truncation, or that have no prompt: ``raise`` an error or ``drop`` them.
+        batch_size: Pairs in a training batch of one device.
+        eval_batch_size: Pairs in a batch of validation, test and prediction; None means
+            ``batch_size``.
+        drop_last: Leave out an incomplete last training batch rather than train on it.
+        group_by_length: Put pairs of like length into a training batch, so that less is padding.
+        pad_to_multiple: Pad batches to a multiple of this many tokens.
+        num_workers: Processes that load batches; 0 loads in the main one, and streaming takes at
+            most 1.
+        streaming: Read and tokenise rows as they are needed, rather than all at the start.
+        shuffle_buffer: Rows among which a stream is shuffled; only with ``streaming``.
+        cache_dir: Folder for downloaded and tokenised data; None means that of ``datasets``.
+        seed: Seed of the training order and of the held-out rows.
+
+    Attributes:
+        reports: What became of the rows of each split.
+
+    Raises:
+        InputError: If an argument is out of range, or arguments do not fit together.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        tokenizer: str,
+        name: str | None = None,
+        revision: str | None = None,
+        train_split: str = "train",
+        validation_split: str = "validation",
+        test_split: str = "test",
+        predict_split: str = "validation",
+        validation_fraction: float = 0.0,
+        max_rows: int | None = None,
+        max_length: int = 1024,
+        max_prompt_length: int | None = None,
+        chat_template: str | None = None,
+        invalid_rows: InvalidRows = "raise",
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        group_by_length: bool = False,
+        pad_to_multiple: int = 1,
+        num_workers: int = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        cache_dir: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        # Not to the logger: Lightning refuses to fit where a module logs another value of a name.
+        self.save_hyperparameters(logger=False)
+        self.source = SplitSource(
+            source,
+            name=name,
+            revision=revision,
+            cache_dir=cache_dir,
+            streaming=streaming,
+            train_split=train_split,
+            validation_split=validation_split,
+            validation_fraction=validation_fraction,
+            max_rows=max_rows,
+            seed=seed,
+        )
+        self.options = TokenizationOptions(max_length, max_prompt_length, chat_template)
+        self.tokenizer_source = tokenizer
+        self.test_split = test_split
+        self.predict_split = predict_split
+        self.invalid_rows = invalid_rows
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.drop_last = drop_last
+        self.group_by_length = group_by_length
+        self.pad_to_multiple = pad_to_multiple
+        self.num_workers = num_workers
+        self.shuffle_buffer = shuffle_buffer
+        self.reports: dict[str, PreparationReport] = {}
+        self._rows: dict[str, Any] = {}
+        self._check()
+
+    def _check(self) -> None:
+        least = {"batch_size": 1, "eval_batch_size": 1, "pad_to_multiple": 1, "num_workers": 0}
+        for name, bound in {**least, "shuffle_buffer": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise InputError(f"{name} must be at least {bound}; got {value}")
+        if self.invalid_rows not in get_args(InvalidRows):
+            raise InputError(
+                f"invalid_rows must be one of {get_args(InvalidRows)}; got {self.invalid_rows!r}"
+            )
+        if self.source.streaming and self.group_by_length:
+            raise InputError(
+                "group_by_length=True does not go with streaming, because a stream's lengths are "
+                "not known: set one of them to False"
+            )
+        if self.source.streaming and self.num_workers > 1:
+            raise InputError(
+                f"num_workers={self.num_workers} does not go with streaming, because a stream has "
+                "one order: set it to 0 or 1"
+            )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded at first use."""
+        return self._tokenise.tokenizer
+
+    @cached_property
+    def _tokenise(self) -> PairTokenizer:
+        tokenizer = load_tokenizer(self.tokenizer_source, self.options.chat_template)
+        return PairTokenizer(tokenizer, self.options)
+
+    def prepare_data(self) -> None:
+        """Tokenise what the run needs, in one process, so that the others find it in the cache."""
+        if self.source.streaming:
+            return
+        raw = self.source.load()
+        stage = TrainerFn.FITTING if self.trainer is None else self.trainer.state.fn
+        for split in self._splits(stage, raw):
+            self.source.tokenised(raw, split, self._tokenise)
+
+    def setup(self, stage: str) -> None:
+        """Load the splits of a stage.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            InputError: If a split is missing or cannot be used.
+        """
+        raw = self.source.load()
+        for split in self._splits(stage, raw):
+            if split in self._rows:
+                continue
+            if self.source.streaming:
+                self.reports[split] = PreparationReport(split)
+                self._rows[split] = self.source.rows(raw, split)
+            else:
+                rows = self.source.tokenised(raw, split, self._tokenise)
+                self._rows[split], self.reports[split] = usable_rows(
+                    rows, split, self.invalid_rows, self.tokenizer
+                )
+
+    def _splits(self, stage: str | None, raw: Splits) -> list[str]:
+        if stage == TrainerFn.VALIDATING:
+            return [self.source.validation_split]
+        if stage == TrainerFn.TESTING:
+            return [self.test_split]
+        if stage == TrainerFn.PREDICTING:
+            return [self.predict_split]
+        return self.source.splits_to_fit(raw)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled training batches.
+
+        Raises:
+            InputError: If there are fewer pairs than a batch and ``drop_last``.
+        """
+        loader = self._loader(self.source.train_split, train=True)
+        if not self.source.streaming and len(loader) == 0:
+            raise InputError(
+                f"split {self.source.train_split!r} has fewer pairs than a batch of all devices "
+                f"(batch_size={self.batch_size} each), and drop_last=True: lower batch_size or set "
+                "drop_last=False"
+            )
+        return loader
+
+    def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """Validation batches; none when fitting data without a validation split."""
+        split = self.source.validation_split
+        if split in self._rows:
+            return self._loader(split)
+        rank_zero_warn(
+            f"the data at {self.source.source!r} have no split {split!r}, so fitting goes without "
+            "validation: name a validation_split, or set validation_fraction to hold one out"
+        )
+        return []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Test batches."""
+        return self._loader(self.test_split)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Batches to predict."""
+        return self._loader(self.predict_split)
+
+    def _loader(self, split: str, train: bool = False) -> ResumableLoader:
+        batch_size = self.batch_size if train else self.eval_batch_size or self.batch_size
+        drop_last = train and self.drop_last
+        pairs: PairStream | PairDataset
+        sampler = None
+        if self.source.streaming:
+            pairs = self._stream(split, train, drop_last)
+        else:
+            pairs = PairDataset(self._rows[split])
+            sampler = self._sampler(pairs, batch_size, train, drop_last)
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        loader = ResumableLoader(
+            pairs,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            collate_fn=PairCollator(end if pad is None else pad, self.pad_to_multiple),
+            pin_memory=cuda.is_available(),
+        )
+        loader.trainer = self.trainer if train else None
+        return loader
+
+    def _stream(self, split: str, train: bool, drop_last: bool) -> PairStream:
+        return PairStream(
+            self._rows[split],
+            self._tokenise,
+            self.invalid_rows,
+            self.reports[split],
+            seed=self.source.seed,
+            shuffle_buffer=self.shuffle_buffer if train else 0,
+            drop_last=drop_last,
+            **self._share,
+        )
+
+    def _sampler(
+        self, pairs: PairDataset, batch_size: int, train: bool, drop_last: bool
+    ) -> ResumableSampler:
+        return ResumableSampler(
+            pairs,
+            batch_size=batch_size,
+            shuffle=train,
+            seed=self.source.seed,
+            drop_last=drop_last,
+            lengths=pairs.rows["length"][:] if train and self.group_by_length else None,
+            **self._share,
+        )
+
+    @property
+    def _share(self) -> dict[str, int]:
+        """Number of shares of the data and the one of this process."""
+        share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return {"num_replicas": 1, "rank": 0} if share is None else share

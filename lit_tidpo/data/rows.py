@@ -1,0 +1,185 @@
+"""One normal form for the shapes that preference data come in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lit_tidpo.errors import InputError
+
+Message = dict[str, Any]
+
+# How the HH-RLHF data mark the turns of a dialogue inside one string.
+_HUMAN = "\n\nHuman:"
+_ASSISTANT = "\n\nAssistant:"
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A prompt with a preferred and a dispreferred response, as text or as chat messages.
+
+    Attributes:
+        prompt: Text, or the turns that come before the responses.
+        chosen: Text, or the turns of the preferred response.
+        rejected: Text, or the turns of the dispreferred response.
+        chosen_weights: One weight per token of the chosen response, or None.
+        rejected_weights: One weight per token of the rejected response, or None.
+        problem: Why the pair cannot be trained on; empty if it can.
+    """
+
+    prompt: str | list[Message]
+    chosen: str | list[Message]
+    rejected: str | list[Message]
+    chosen_weights: list[float] | None = None
+    rejected_weights: list[float] | None = None
+    problem: str = ""
+
+
+def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
+    r"""Bring one row of a data set into normal form.
+
+    A row has ``chosen`` and ``rejected``, both text or both chat messages, and mostly ``prompt``:
+
+    * with a prompt, text responses continue it as they are, without a separator;
+    * messages that start before the assistant's turn are whole conversations: the prompt is the
+      turns that they share, whatever the ``prompt`` field says (UltraFeedback repeats it there);
+    * without a prompt, texts that hold ``\n\nAssistant:`` are dialogues like those of HH-RLHF: the
+      prompt ends after the last such mark that they share. Other texts share their leading whole
+      words, as far as each keeps at least one word of its own.
+
+    Args:
+        row: The row's fields.
+        number: Position of the row in its split, for messages.
+
+    Returns:
+        The pair. A pair that cannot be trained on has a ``problem``.
+
+    Raises:
+        InputError: If a field is missing or of another type.
+
+    Example:
+        >>> pair = preference_pair({"chosen": "It is blue.", "rejected": "It is brown."}, 0)
+        >>> pair.prompt, pair.chosen, pair.rejected
+        ('It is', ' blue.', ' brown.')
+    """
+    chosen, rejected = (_field(row, name, number) for name in ("chosen", "rejected"))
+    prompt = None if row.get("prompt") is None else _field(row, "prompt", number)
+    weights = (_weights(row, "chosen", number), _weights(row, "rejected", number))
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if isinstance(prompt, list):
+            raise InputError(
+                f"row {number}: 'prompt' holds messages, but the responses are text; "
+                "expected messages or text in all three fields"
+            )
+        if prompt is None:
+            return _from_implicit_text(chosen, rejected, weights)
+        return _checked(prompt, chosen, rejected, weights)
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _from_messages(prompt, chosen, rejected, weights)
+    raise InputError(
+        f"row {number}: one of 'chosen' and 'rejected' is text, the other messages; "
+        "expected both of one kind"
+    )
+
+
+_Weights = tuple["list[float] | None", "list[float] | None"]
+
+
+def _field(row: Mapping[str, Any], name: str, number: int) -> str | list[Message]:
+    value = row.get(name)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(_is_message(entry) for entry in value):
+        # A columnar file gives each message every key that any message has, as None.
+        return [{key: part for key, part in turn.items() if part is not None} for turn in value]
+    raise InputError(
+        f"row {number}: field {name!r} must be text or a list of messages with 'role' and "
+        f"'content'; got {value!r:.80}"
+    )
+
+
+def _is_message(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(k), str) for k in ("role", "content")
+    )
+
+
+def _weights(row: Mapping[str, Any], side: str, number: int) -> list[float] | None:
+    name = f"{side}_weights"
+    if "chosen_weights" not in row and "rejected_weights" not in row:
+        return None
+    values = row.get(name)
+    if isinstance(values, list) and all(
+        isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in values
+    ):
+        return [float(value) for value in values]
+    raise InputError(
+        f"row {number}: field {name!r} must be a list of numbers >= 0, one per token of the "
+        f"response, in every row or in none; got {values!r:.80}"
+    )
+
+
+def _from_implicit_text(chosen: str, rejected: str, weights: _Weights) -> PreferencePair:
+    if _ASSISTANT in chosen or _ASSISTANT in rejected:
+        shared = sum(1 for _ in itertools.takewhile(_same, zip(chosen, rejected, strict=False)))
+        end = chosen.rfind(_ASSISTANT, 0, shared)
+        # Without a shared mark the rejected text does not start with the prompt of the chosen one.
+        prompt = chosen[: end + len(_ASSISTANT)] if end >= 0 else ""
+        responses = (chosen[len(prompt) :], rejected[len(prompt) :])
+        problem = "" if prompt else "different prompts"
+        if prompt and any(_HUMAN in response for response in responses):
+            problem = "more than one turn in a response"
+        return _checked(prompt, *responses, weights, problem)
+    words = [re.findall(r"\s*\S+", text) for text in (chosen, rejected)]
+    most = max(min(map(len, words)) - 1, 0)  # each response keeps a word
+    same = itertools.takewhile(_same, zip(*words, strict=False))
+    prompt = "".join(word for word, _ in itertools.islice(same, most))
+    return _checked(prompt, chosen[len(prompt) :], rejected[len(prompt) :], weights)
+
+
+def _from_messages(
+    prompt: str | list[Message] | None,
+    chosen: list[Message],
+    rejected: list[Message],
+    weights: _Weights,
+) -> PreferencePair:
+    whole = any(side and side[0]["role"] != "assistant" for side in (chosen, rejected))
+    if whole or prompt is None:
+        most = max(min(len(chosen), len(rejected)) - 1, 0)  # each response keeps a turn
+        turns = zip(chosen[:most], rejected[:most], strict=True)
+        shared = sum(1 for _ in itertools.takewhile(_same, turns))
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        problem = "" if shared else "different prompts"
+    else:
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        problem = ""
+    if not problem and any(turn["role"] != "assistant" for turn in (*chosen, *rejected)):
+        problem = "more than one turn in a response"
+    return _checked(prompt, chosen, rejected, weights, problem)
+
+
+def _checked(
+    prompt: str | list[Message],
+    chosen: str | list[Message],
+    rejected: str | list[Message],
+    weights: _Weights,
+    problem: str = "",
+) -> PreferencePair:
+    if not problem and (_is_blank(chosen) or _is_blank(rejected)):
+        problem = "empty response"
+    elif not problem and chosen == rejected:
+        problem = "identical responses"
+    return PreferencePair(prompt, chosen, rejected, *weights, problem)
+
+
+def _same(pair: tuple[Any, Any]) -> bool:
+    return bool(pair[0] == pair[1])
+
+
+def _is_blank(response: str | list[Message]) -> bool:
+    text = response if isinstance(response, str) else "".join(turn["content"] for turn in response)
+    return not text.strip()

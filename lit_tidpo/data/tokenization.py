@@ -1,0 +1,261 @@
+"""Preference pairs to token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_tidpo.data.rows import Message, PreferencePair, preference_pair
+from lit_tidpo.errors import InputError
+from lit_tidpo.locations import locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenizationOptions:
+    """How a pair becomes token ids.
+
+    Attributes:
+        max_length: Most tokens of prompt and response together.
+        max_prompt_length: Tokens that a prompt may keep however long the responses are; None means
+            half of ``max_length``.
+        chat_template: Jinja text or path of a template that replaces the tokenizer's own.
+    """
+
+    max_length: int = 1024
+    max_prompt_length: int | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise InputError(f"max_length must be at least 2 tokens; got {self.max_length}")
+        if not 1 <= self.prompt_limit < self.max_length:
+            raise InputError(
+                f"max_prompt_length must be at least 1 and less than max_length={self.max_length}; "
+                f"got {self.prompt_limit}"
+            )
+
+    @property
+    def prompt_limit(self) -> int:
+        """Tokens that a prompt may keep however long the responses are."""
+        return self.max_length // 2 if self.max_prompt_length is None else self.max_prompt_length
+
+
+def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, with another chat template if one is given.
+
+    Args:
+        source: Path, name on the Hub, or ``builtin:NAME``.
+        chat_template: Jinja text or path of a template.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: If there is no tokenizer or no template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(source))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {source!r}: check the path or name ({error})") from error
+    if chat_template is not None:
+        tokenizer.chat_template = _template_text(chat_template)
+    return tokenizer
+
+
+def _template_text(template: str) -> str:
+    if "{{" in template or "{%" in template:
+        return template
+    path = Path(template).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"chat_template must be Jinja text or a file; there is none at {template!r}"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+class PairTokenizer:
+    """Turn a row of a data set into the ids of a prompt and its two responses.
+
+    The ids of ``prompt + response`` are those of the joined text, so no token is split at the
+    boundary. Where the prompt's own ids do not begin the joined ones, both responses start where
+    the ids stop being shared, so that a pair has one prompt.
+
+    Args:
+        tokenizer: The tokenizer, with its chat template if the rows hold messages.
+        options: Lengths.
+
+    Raises:
+        InputError: If the tokenizer has no end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions) -> None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"the tokenizer {tokenizer.name_or_path!r} has no eos_token, so responses would "
+                "have no end: set one"
+            )
+        self.tokenizer = tokenizer
+        self.options = options
+        self._eos = int(tokenizer.eos_token_id)
+        self._ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        self._bos = [int(tokenizer.bos_token_id)] if starts_with_bos else []
+
+    def __call__(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Tokenise one row.
+
+        Args:
+            row: The row's fields.
+            number: Position of the row in its split.
+
+        Returns:
+            ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` (responses alone), the weights of
+            the responses' tokens or None, ``length`` (tokens of the longer of the two sequences),
+            flags for what was cut or moved, ``index`` (``number``), and ``problem`` (empty, or why
+            the pair cannot be trained on; then there are no ids).
+
+        Raises:
+            InputError: If the row has another shape, the template fails, or the supplied weights do
+                not match the response's tokens.
+        """
+        pair = preference_pair(row, number)
+        if pair.problem:
+            return _row(number, pair.problem)
+        prompt, chosen, rejected = self._encode(pair, number)
+        boundary = min(_shared_prefix(prompt, chosen), _shared_prefix(prompt, rejected))
+        if boundary == 0:
+            return _row(number, "empty prompt")
+        shifted = boundary < len(prompt)
+        sides = {"chosen": chosen[boundary:], "rejected": rejected[boundary:]}
+        weights = {"chosen": pair.chosen_weights, "rejected": pair.rejected_weights}
+        for side, values in weights.items():
+            _check_weights(values, len(sides[side]), side, number)
+
+        kept = self._cut_prompt(prompt[:boundary], max(map(len, sides.values())))
+        budget = self.options.max_length - len(kept)
+        cut = {side: ids[:budget] for side, ids in sides.items()}
+        truncated = {side: len(ids) > budget for side, ids in sides.items()}
+        if cut["chosen"] == cut["rejected"]:
+            any_cut = any(truncated.values())
+            return _row(number, f"identical {'after truncation' if any_cut else 'responses'}")
+        return {
+            **_row(number),
+            "prompt_ids": kept,
+            "length": len(kept) + max(map(len, cut.values())),
+            "prompt_truncated": len(kept) < boundary,
+            "shifted": shifted,
+            **{f"{side}_ids": ids for side, ids in cut.items()},
+            **{f"{side}_truncated": flag for side, flag in truncated.items()},
+            **{f"{side}_weights": values and values[:budget] for side, values in weights.items()},
+        }
+
+    def _encode(self, pair: PreferencePair, number: int) -> tuple[list[int], list[int], list[int]]:
+        """Ids of the prompt alone and of prompt and response, each with its BOS and its end."""
+        if isinstance(pair.prompt, str):
+            texts = [pair.prompt, f"{pair.prompt}{pair.chosen}", f"{pair.prompt}{pair.rejected}"]
+        elif not pair.prompt:
+            return [], [], []
+        else:
+            assert isinstance(pair.chosen, list)
+            assert isinstance(pair.rejected, list)
+            texts = [
+                self._render(pair.prompt, number, open_turn=True),
+                self._render(pair.prompt + pair.chosen, number),
+                self._render(pair.prompt + pair.rejected, number),
+            ]
+        # verbose=False: sequences beyond the model's length are cut here, not a mistake.
+        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        prompt, *full = ([*self._bos, *ids] if ids[:1] != self._bos else ids for ids in encoded)
+        end = self._end_text if isinstance(pair.prompt, str) else self._end_chat
+        chosen, rejected = (end(ids) for ids in full)
+        return prompt, chosen, rejected
+
+    def _render(self, messages: list[Message], number: int, open_turn: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                f"row {number} holds messages, but the tokenizer {self.tokenizer.name_or_path!r} "
+                "has no chat template: set chat_template"
+            )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=open_turn
+            )
+        except TemplateError as error:
+            roles = [turn["role"] for turn in messages]
+            raise InputError(
+                f"row {number}: the chat template refuses turns of {roles}: {error}"
+            ) from error
+        return str(text)
+
+    def _end_text(self, ids: list[int]) -> list[int]:
+        """Let the ids end in exactly one EOS."""
+        while ids[-1:] == [self._eos]:
+            ids = ids[:-1]
+        return [*ids, self._eos]
+
+    def _end_chat(self, ids: list[int]) -> list[int]:
+        """Cut the whitespace that the template puts after its own terminator."""
+        end = len(ids)
+        while end and ids[end - 1] not in self._ends and self._is_blank(ids[end - 1]):
+            end -= 1
+        if not end or ids[end - 1] not in self._ends:
+            raise InputError(
+                "the chat template ends the assistant's turn without a special token, so that a "
+                f"model would not learn to stop (it ends in {self.tokenizer.decode(ids[-8:])!r}): "
+                "let it put eos_token there"
+            )
+        return ids[:end]
+
+    def _is_blank(self, token: int) -> bool:
+        return not str(self.tokenizer.decode([token])).strip()
+
+    def _cut_prompt(self, prompt: list[int], longest_response: int) -> list[int]:
+        """Cut the prompt from the left, only as far as the longer response needs."""
+        room = max(self.options.prompt_limit, self.options.max_length - longest_response)
+        if len(prompt) <= room:
+            return prompt
+        bos = [token for token in prompt[:1] if token == self.tokenizer.bos_token_id]
+        return bos + prompt[len(prompt) - room + len(bos) :]
+
+
+def _row(number: int, problem: str = "") -> dict[str, Any]:
+    return {
+        "prompt_ids": [],
+        "chosen_ids": [],
+        "rejected_ids": [],
+        "chosen_weights": None,
+        "rejected_weights": None,
+        "length": 0,
+        "prompt_truncated": False,
+        "chosen_truncated": False,
+        "rejected_truncated": False,
+        "shifted": False,
+        "index": number,
+        "problem": problem,
+    }
+
+
+def _shared_prefix(first: list[int], second: list[int]) -> int:
+    """Number of leading ids that two sequences share."""
+    pairs = zip(first, second, strict=False)
+    differing = (place for place, (one, other) in enumerate(pairs) if one != other)
+    return next(differing, min(len(first), len(second)))
+
+
+def _check_weights(values: list[float] | None, tokens: int, side: str, number: int) -> None:
+    if values is not None and len(values) != tokens:
+        raise InputError(
+            f"row {number}: field '{side}_weights' has {len(values)} weights, but the response has "
+            f"{tokens} tokens with its terminator: give one weight per token"
+        )

@@ -1,0 +1,147 @@
+"""Reading splits from files, folders and the Hub."""
+
+from __future__ import annotations
+
+import json
+
+import datasets
+import pytest
+
+from lit_tidpo.data.loading import load_splits, pick_split
+from lit_tidpo.errors import InputError
+
+ROW = {"prompt": "Q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_file_is_the_train_split(tmp_path, suffix, streaming):
+    path = tmp_path / f"pairs{suffix}"
+    if suffix == ".parquet":
+        datasets.Dataset.from_list([ROW]).to_parquet(path)
+    else:
+        path.write_text(json.dumps([ROW] if suffix == ".json" else ROW), encoding="utf-8")
+    splits = load_splits(str(path), streaming=streaming)
+    assert list(splits) == ["train"]
+    assert list(splits["train"]) == [ROW]
+
+
+def test_a_folder_of_files_named_like_the_splits(tmp_path, write_rows):
+    write_rows([ROW, ROW], "train.jsonl")
+    write_rows([ROW], "test.jsonl")
+    (tmp_path / "README.md").write_text("# About", encoding="utf-8")
+    splits = load_splits(str(tmp_path))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "test": 1}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_from_save_to_disk(tmp_path, streaming):
+    data = datasets.Dataset.from_list([ROW])
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data, "dev": data}).save_to_disk(tmp_path / "two")
+    assert list(load_splits(str(tmp_path / "one"), streaming=streaming)["train"]) == [ROW]
+    assert sorted(load_splits(str(tmp_path / "two"), streaming=streaming)) == ["dev", "train"]
+
+
+def test_messages_in_a_file_stay_lists_of_messages(write_rows):
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "a"}]
+    path = write_rows([{"chosen": turns, "rejected": turns}])
+    assert load_splits(path)["train"][0]["chosen"] == turns
+
+
+def test_a_hub_name_is_passed_on(monkeypatch):
+    calls = []
+
+    def load(*args, **kwargs):
+        calls.append((args, kwargs))
+        return datasets.DatasetDict(train=datasets.Dataset.from_list([ROW]))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert len(load_splits("owner/name", "config", "main", "cache", True)["train"]) == 1
+    expected = {"revision": "main", "cache_dir": "cache", "streaming": True}
+    assert calls == [(("owner/name", "config"), expected)]
+
+
+def test_a_hub_failure_tells_its_cause(monkeypatch):
+    def load(*args, **kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(InputError, match=r"'owner/name' cannot be read.*no route"):
+        load_splits("owner/name")
+
+
+def test_changed_content_is_read_again(write_rows):
+    assert len(load_splits(write_rows([ROW]))["train"]) == 1
+    assert len(load_splits(write_rows([ROW, ROW]))["train"]) == 2
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "./missing", "~/missing/folder"])
+def test_missing_path(name):
+    with pytest.raises(InputError, match="missing"):
+        load_splits(name)
+
+
+def test_empty_file(write_rows):
+    with pytest.raises(InputError, match=r"pairs.jsonl' is empty"):
+        load_splits(write_rows([]))
+
+
+def test_folder_without_data(tmp_path):
+    with pytest.raises(InputError, match="holds no file of"):
+        load_splits(str(tmp_path))
+
+
+def test_unknown_kind_of_file(tmp_path):
+    path = tmp_path / "pairs.txt"
+    path.write_text("a b", encoding="utf-8")
+    with pytest.raises(InputError, match=r"not a file of \['.json', '.jsonl', '.parquet'\]"):
+        load_splits(str(path))
+
+
+def test_malformed_json_lines_name_file_and_line(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(ROW) + "\n{'chosen': 1}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"pairs.jsonl' line 2 is not JSON"):
+        load_splits(str(path))
+
+
+def test_an_unreadable_folder_does_not_blame_its_valid_files(tmp_path, write_rows):
+    write_rows([ROW], "train.jsonl")
+    (tmp_path / "manifest.json").write_text(json.dumps({"a": 1}, indent=1), encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text("not JSON", encoding="utf-8")
+    with pytest.raises(InputError, match=r"test.jsonl' line 1 is not JSON"):
+        load_splits(str(tmp_path))
+
+
+def test_malformed_json_list_names_file_and_line(tmp_path):
+    path = tmp_path / "pairs.json"
+    path.write_text('[{"chosen": "a"},\n {"chosen": }]', encoding="utf-8")
+    with pytest.raises(InputError, match=r"pairs.json' line 2 is not JSON"):
+        load_splits(str(path))
+
+
+def test_options_that_do_not_apply(write_rows):
+    path = write_rows([ROW])
+    with pytest.raises(InputError, match="revision='main' applies to the Hub"):
+        load_splits(path, revision="main")
+    with pytest.raises(InputError, match="name='x' picks a configuration"):
+        load_splits(path, name="x")
+
+
+def test_unknown_split_lists_the_known_ones(write_rows):
+    splits = load_splits(write_rows([ROW]))
+    with pytest.raises(InputError, match=r"no split 'test'; they have \['train'\]"):
+        pick_split(splits, "test", "pairs.jsonl")
+
+
+def test_missing_column_lists_the_known_ones(write_rows):
+    splits = load_splits(write_rows([{"prompt": "Q", "chosen": "a"}]))
+    with pytest.raises(InputError, match=r"no column 'rejected'; it has \['chosen', 'prompt'\]"):
+        pick_split(splits, "train", "pairs.jsonl")
+
+
+def test_a_split_without_rows():
+    empty = datasets.Dataset.from_dict({"chosen": [], "rejected": []})
+    with pytest.raises(InputError, match="has no rows"):
+        pick_split({"train": empty}, "train", "x")

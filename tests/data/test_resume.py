@@ -1,0 +1,137 @@
+"""A run that is resumed in the middle of an epoch goes on with the next batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_tidpo.data import PreferenceDataModule
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # lightning's
+    # A resumed run need not save again, and its warning about that is not what is tested.
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used"),
+]
+
+
+class Order(LightningModule):
+    """Records the epoch and the rows of each training batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, batch.index.tolist()))
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+@pytest.fixture
+def fit(tmp_path, write_rows, numbered_rows, tokenizer_folder):
+    """Train over the epochs with 11 rows in batches of 3; give the order."""
+    write_rows(numbered_rows(11), "train.jsonl")
+    write_rows(numbered_rows(2), "validation.jsonl")
+
+    def run(data=None, ckpt_path=None, callbacks=None, **trainer):
+        options = {"batch_size": 3, "seed": 5, **(data or {})}
+        model = Order()
+        Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=bool(callbacks),
+            num_sanity_val_steps=0,
+            callbacks=callbacks,
+            **{"max_epochs": 2, **trainer},
+        ).fit(
+            model,
+            datamodule=PreferenceDataModule(str(tmp_path), tokenizer_folder, **options),
+            ckpt_path=ckpt_path,
+        )
+        return model.seen
+
+    return run
+
+
+def checkpoint(folder, **when):
+    return ModelCheckpoint(folder / "saved", filename="{step}", save_top_k=-1, **when)
+
+
+STREAM = {"streaming": True, "shuffle_buffer": 4}
+
+
+@pytest.mark.parametrize(
+    ("data", "trainer"),
+    [
+        pytest.param({}, {"max_epochs": 3}, id="main process"),
+        pytest.param({"num_workers": 2}, {}, id="two workers"),
+        pytest.param({"group_by_length": True, "drop_last": True}, {}, id="grouped"),
+        pytest.param({}, {"accumulate_grad_batches": 2}, id="accumulated"),
+        pytest.param({}, {"limit_train_batches": 2}, id="limited"),
+        pytest.param({}, {"val_check_interval": 2}, id="validated"),
+        pytest.param(STREAM, {"max_epochs": 3}, id="stream"),
+        pytest.param({**STREAM, "num_workers": 1}, {}, id="stream, worker"),
+        pytest.param(STREAM, {"limit_train_batches": 2}, id="limited stream"),
+    ],
+)
+def test_g6_resuming_at_any_step_continues_the_order(fit, tmp_path, data, trainer):
+    whole = fit(data, callbacks=[checkpoint(tmp_path, every_n_train_steps=1)], **trainer)
+    epochs = {epoch for epoch, *_ in whole}
+    orders = [[rows for epoch, _, rows in whole if epoch == each] for each in epochs]
+    assert len(orders) >= 2
+    assert orders[0] != orders[1]
+    files = sorted((tmp_path / "saved").glob("step=*.ckpt"), key=lambda path: int(path.stem[5:]))
+    assert len(files) >= 4
+    steps = [int(path.stem[5:]) for path in files[:-1]]
+    for step, path in zip(steps, files, strict=False):
+        rest = fit(data, str(path), **trainer)
+        expected = whole[step * trainer.get("accumulate_grad_batches", 1) :]
+        if data.get("streaming"):  # Lightning miscounts batches after the last one of a stream
+            rest, expected = ([(e, rows) for e, _, rows in each] for each in (rest, expected))
+        assert rest == expected
+
+
+@pytest.mark.parametrize("when", [{"every_n_epochs": 1}, {"every_n_epochs": 1, "last": True}])
+def test_g6_resuming_after_an_epoch(fit, tmp_path, when):
+    when = {"save_on_train_epoch_end": when.pop("last", False), **when}
+    whole = fit(callbacks=[checkpoint(tmp_path, **when)])
+    half = len(whole) // 2
+    assert fit(ckpt_path=str(tmp_path / "saved" / f"step={half}.ckpt")) == whole[half:]
+
+
+def test_g6_resuming_after_an_exception(fit, tmp_path):
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 4:
+                raise RuntimeError("stop here")
+
+    saver = ModelCheckpoint(tmp_path / "saved", filename="stopped", save_on_exception=True)
+    with pytest.raises(RuntimeError, match="stop here"):
+        fit(callbacks=[saver, Stop()])
+    assert fit(ckpt_path=str(tmp_path / "saved" / "stopped.ckpt")) == fit()[4:]
+
+
+def test_fitting_on_continues_with_the_next_epoch(write_rows, numbered_rows, tokenizer_folder):
+    data = PreferenceDataModule(
+        write_rows(numbered_rows(11)), tokenizer_folder, validation_fraction=0.1, batch_size=3
+    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
+    whole, parts = Order(), Order()
+    Trainer(max_epochs=2, **quiet).fit(whole, datamodule=data)
+    trainer = Trainer(max_epochs=1, **quiet)
+    trainer.fit(parts, datamodule=data)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(parts, datamodule=data)
+    assert parts.seen == whole.seen

@@ -1,0 +1,166 @@
+"""Shapes of rows and their normal form."""
+
+from __future__ import annotations
+
+import pytest
+
+from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.errors import InputError
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def parts(row):
+    pair = preference_pair(row, 0)
+    return pair.prompt, pair.chosen, pair.rejected
+
+
+def test_explicit_text_is_left_alone():
+    row = {"prompt": "Q: ", "chosen": " a", "rejected": "b "}
+    assert parts(row) == ("Q: ", " a", "b ")
+
+
+def test_explicit_messages():
+    row = {"prompt": [user("Q")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    assert parts(row) == ([user("Q")], [assistant("a")], [assistant("b")])
+
+
+def test_text_prompt_before_messages_becomes_a_user_turn():
+    row = {"prompt": "Q", "chosen": [assistant("a")], "rejected": [assistant("b")]}
+    assert parts(row) == ([user("Q")], [assistant("a")], [assistant("b")])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("The sky", "The sky is blue", "The"),
+        ("Paris ", "London", ""),
+        ("It is blue.", "It is brown.", "It is"),
+        ("a\n\nb c", "a\n\nb d", "a\n\nb"),
+        ("  lead x", "  lead y", "  lead"),
+    ],
+)
+def test_d6_implicit_prompt_of_text_ends_at_a_word(chosen, rejected, prompt):
+    assert parts({"chosen": chosen, "rejected": rejected}) == (
+        prompt,
+        chosen[len(prompt) :],
+        rejected[len(prompt) :],
+    )
+
+
+def test_d6_implicit_prompt_of_messages_ends_at_a_turn():
+    shared = [user("Q"), assistant("A"), user("R")]
+    row = {"chosen": [*shared, assistant("yes 1")], "rejected": [*shared, assistant("yes 2")]}
+    assert parts(row) == (shared, [assistant("yes 1")], [assistant("yes 2")])
+
+
+def test_ultrafeedback_conversations_win_over_the_prompt_field():
+    row = {
+        "prompt": "Q",
+        "chosen": [user("Q in full"), assistant("a")],
+        "rejected": [user("Q in full"), assistant("b")],
+        "score_chosen": 8.0,
+    }
+    assert parts(row) == ([user("Q in full")], [assistant("a")], [assistant("b")])
+
+
+def test_keys_that_a_columnar_file_filled_with_none_are_dropped():
+    turn = {"role": "assistant", "content": "a", "tool_calls": None}
+    row = {"prompt": [user("Q")], "chosen": [turn], "rejected": [assistant("b")]}
+    assert parts(row)[1] == [assistant("a")]
+
+
+def test_d10_dialogue_prompt_ends_after_the_last_shared_assistant_mark():
+    shared = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    row = {"chosen": shared + " because", "rejected": shared + " be quiet"}
+    assert parts(row) == (shared, " because", " be quiet")
+
+
+def test_d10_rejected_that_does_not_start_with_the_prompt_is_a_problem():
+    row = {
+        "chosen": "\n\nHuman: hi\n\nAssistant: a",
+        "rejected": "\n\nHuman: ho\n\nAssistant: b",
+    }
+    assert preference_pair(row, 0).problem == "different prompts"
+
+
+def test_d10_dialogues_that_part_before_the_last_turn_are_a_problem():
+    start = "\n\nHuman: hi\n\nAssistant:"
+    row = {
+        "chosen": f"{start} a\n\nHuman: go on\n\nAssistant: c",
+        "rejected": f"{start} b\n\nHuman: go on\n\nAssistant: d",
+    }
+    assert preference_pair(row, 0).problem == "more than one turn in a response"
+
+
+def test_conversations_that_part_before_the_last_turn_are_a_problem():
+    row = {
+        "chosen": [user("Q"), assistant("a"), user("R"), assistant("c")],
+        "rejected": [user("Q"), assistant("b"), user("R"), assistant("d")],
+    }
+    assert preference_pair(row, 0).problem == "more than one turn in a response"
+
+
+def test_conversations_with_different_prompts_are_a_problem():
+    row = {"chosen": [user("Q"), assistant("a")], "rejected": [user("R"), assistant("b")]}
+    assert preference_pair(row, 0).problem == "different prompts"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "problem"),
+    [
+        ("same", "same", "identical responses"),
+        ("", "b", "empty response"),
+        ("a", " \n", "empty response"),
+    ],
+)
+def test_d5_unusable_pairs_have_a_problem(chosen, rejected, problem):
+    text = {"prompt": "Q:", "chosen": chosen, "rejected": rejected}
+    chat = {"prompt": [user("Q")], "chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}
+    whole = {
+        "chosen": [user("Q"), assistant(chosen)],
+        "rejected": [user("Q"), assistant(rejected)],
+    }
+    for row in (text, chat, whole):
+        assert preference_pair(row, 0).problem == problem
+
+
+def test_d5_identical_implicit_texts():
+    assert preference_pair({"chosen": "a b", "rejected": "a b"}, 0).problem == "identical responses"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Q", "chosen": "a"}, "row 7: field 'rejected' must be text"),
+        ({"prompt": "Q", "chosen": 3, "rejected": "b"}, "field 'chosen' must be .* got 3"),
+        ({"prompt": 1.5, "chosen": "a", "rejected": "b"}, "field 'prompt' must be"),
+        ({"chosen": "a", "rejected": [assistant("b")]}, "is text, the other messages"),
+        ({"prompt": [user("Q")], "chosen": "a", "rejected": "b"}, "'prompt' holds messages"),
+        ({"chosen": [{"content": "no role"}], "rejected": "b"}, "field 'chosen'"),
+        ({"chosen": "a", "rejected": "b", "chosen_weights": [1.0]}, "field 'rejected_weights'"),
+        (
+            {"chosen": "a", "rejected": "b", "chosen_weights": [-1], "rejected_weights": [1]},
+            "field 'chosen_weights' must be a list of numbers >= 0",
+        ),
+        (
+            {"chosen": "a", "rejected": "b", "chosen_weights": [1], "rejected_weights": None},
+            "in every row or in none; got None",
+        ),
+    ],
+)
+def test_malformed_rows_name_row_field_and_value(row, message):
+    with pytest.raises(InputError, match=message):
+        preference_pair(row, 7)
+
+
+def test_weights_are_carried_along():
+    row = {"chosen": "x a", "rejected": "x b", "chosen_weights": [1, 2], "rejected_weights": [0.5]}
+    pair = preference_pair(row, 0)
+    assert (pair.chosen_weights, pair.rejected_weights) == ([1.0, 2.0], [0.5])
