@@ -74,7 +74,7 @@ def sample_anchors(
             input_ids=prompts,
             attention_mask=mask,
             do_sample=True,
-            temperature=options.temperature,
+            temperature=float(options.temperature),  # transformers refuses an int
             top_k=options.top_k,
             top_p=options.top_p,
             max_new_tokens=_room(policy, prompts.shape[1], options.max_new_tokens),

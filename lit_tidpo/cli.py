@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from jsonargparse import auto_cli
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.callbacks.token_writer import TokenWriter
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
@@ -20,6 +22,9 @@ from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugin_parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.registry import IMPORTANCE, LOSSES, distribution, inspect
+
+# Lightning 2.6 calls what newer jsonargparse deprecates: nothing that a user of ours could mend.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc", "registry"}
 
@@ -41,6 +46,13 @@ class TidpoCLI(LightningCLI):
         parser.link_arguments("model.policy.path", "data.tokenizer")
         if self.model_class is PreferenceModule:
             parser.add_lightning_class_args(TokenWriter, "tokens")
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, and warn of plugins that were named but are neither usable nor used."""
+        # Lightning's own would warn on every run that arguments came from within Python.
+        self.config = parser.parse_args(args)
+        for problem in parser.problems.values():
+            rank_zero_warn(f"{problem}; this run does not use it")
 
     def _parse_ckpt_path(self) -> None:
         """Keep what the user typed.
@@ -99,14 +111,15 @@ def _list_plugins(args: list[str]) -> None:
     if args:
         raise InputError(f"plugins takes no arguments, got {args}")
     bases: dict[str, type] = {IMPORTANCE: ImportanceEstimator, LOSSES: LossComponent}
-    rows = [("GROUP", "NAME", "CLASS", "DISTRIBUTION", "STATE")]
+    rows = [("GROUP", "NAME", "CLASS", "DISTRIBUTION", "VERSION", "STATE")]
     for group, base in bases.items():
         for entry, class_path, state in inspect(group, base):
-            rows.append((group, entry.name, class_path, distribution(entry), state))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            owner, version = distribution(entry).split()
+            rows.append((group, entry.name, class_path, owner, version, state))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join([*cells, row[4]]) + "\n")
+        sys.stdout.write("  ".join([*cells, row[5]]) + "\n")
 
 
 def _export(args: list[str]) -> None:

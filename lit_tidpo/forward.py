@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.functional.log_probs import kl_divergence, scatter_tokens, selected_log_probs
-from lit_tidpo.policy import Reference
+from lit_tidpo.reference import Reference
 from lit_tidpo.structures import Forward, ModelTrace, ResponseBatch
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
 from lit_tidpo.errors import InputError, NonFiniteError
 from lit_tidpo.forward import run_models
-from lit_tidpo.policy import Reference
+from lit_tidpo.reference import Reference
 from lit_tidpo.structures import Forward, Prediction, ResponseBatch, TokenScores
 from lit_tidpo.weighting import Weighting
 

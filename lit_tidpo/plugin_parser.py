@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib
 import re
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import _typehints
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.errors import PluginError
 from lit_tidpo.registry import IMPORTANCE, LOSSES, found
 
 _CONFIG_FILE = re.compile(r"[^\s=:'\"]+\.(?:ya?ml|json)\b")
+_RULE = "discard_init_args_on_class_path_change"
 
 
 def load_named_plugins(args: Sequence[str]) -> dict[str, str]:
@@ -34,48 +35,91 @@ def load_named_plugins(args: Sequence[str]) -> dict[str, str]:
     problems = {}
     for group in (IMPORTANCE, LOSSES):
         namespace = importlib.import_module(group)
+        prefix = rf"(?<![\w.])(?:{re.escape(group)}\.)?"
         for name in {entry.name for entry in found(group)}:
-            if not re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text):
+            if not re.search(rf"{prefix}{re.escape(name)}(?!\w)", text):
                 continue
             try:
                 getattr(namespace, name)
             except PluginError as error:
                 problems[name] = str(error)
-                rank_zero_warn(f"{error}; the run goes on if it does not use this plugin")
     return problems
 
 
 def _texts(args: Sequence[str]) -> Iterator[str]:
     """The arguments and the text of every configuration file reachable from them."""
-    waiting, seen = list(args), set()
+    waiting, seen = [(text, Path()) for text in args], set()
     while waiting:
-        text = waiting.pop()
+        text, folder = waiting.pop()
         yield text
-        for name in _CONFIG_FILE.findall(text):
-            path = Path(name).expanduser()
-            if name not in seen and path.is_file():
-                seen.add(name)
-                waiting.append(path.read_text(encoding="utf-8"))
+        for name in _file_names(text):
+            # jsonargparse reads a file that a configuration names from that one's own folder.
+            path = folder / Path(name).expanduser()
+            if path not in seen and path.is_file():
+                seen.add(path)
+                waiting.append((path.read_text(encoding="utf-8"), path.parent))
+
+
+def _file_names(text: str) -> Iterator[str]:
+    """What may be the name of a configuration file, with blanks in it or without."""
+    yield from _CONFIG_FILE.findall(text)
+    for line in text.splitlines():
+        for value in (line, line.partition("=")[2], line.partition(": ")[2]):
+            name = value.strip(" '\"")
+            if name.endswith((".yaml", ".yml", ".json")):
+                yield name
 
 
 class PluginArgumentParser(LightningArgumentParser):
-    """Parser that adds to an error what is known about the plugins it concerns."""
+    """Parser that knows what is wrong with plugins, and lets each class start afresh.
+
+    Arguments of a component stay with its class: where a later option or configuration names
+    another class, all of the old one's go, also those that both have.
+    """
 
     problems: dict[str, str] = {}  # noqa: RUF012  # shared by a command and its subcommands
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Parse command-line arguments."""
+        with _fresh_arguments():
+            return super().parse_args(*args, **kwargs)
+
+    def parse_object(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration given as an object."""
+        with _fresh_arguments():
+            return super().parse_object(*args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the plugins known, and exit with status 2."""
+        for name, problem in self.problems.items():
+            if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) and problem not in message:
+                message = f"{problem}\n{message}"
         for group, option in ((IMPORTANCE, ".importance"), (LOSSES, ".losses")):
-            if option in message:
-                known = sorted({entry.name for entry in found(group)})
-                message += f"\nKnown {group} plugins: {', '.join(known)}"
-        message += "".join(f"\n{problem}" for problem in self.problems.values())
+            known = ", ".join(sorted({entry.name for entry in found(group)}))
+            line = f"Known {group} plugins: {known}"
+            if option in message and line not in message:
+                message += f"\n{line}"
         super().error(message, ex)
         raise AssertionError("unreachable")
 
 
-def arguments(args: Any) -> list[str]:
-    """Command-line arguments as a list of text, whatever form they were handed over in."""
-    if args is None:
-        return sys.argv[1:]
-    return [str(entry) for entry in args] if isinstance(args, (list, tuple)) else [str(args)]
+@contextmanager
+def _fresh_arguments() -> Iterator[None]:
+    """Replace jsonargparse's rule for the arguments of a class whose place another one takes.
+
+    Its rule keeps those that the new class accepts as well: attention would inherit ``model`` from
+    gradient, and SGD ``weight_decay`` from AdamW. There is no public setting for it, so this hangs
+    on the name of a private function, which tests/test_plugin_parser.py checks.
+    """
+    rule = getattr(_typehints, _RULE, None)
+    setattr(_typehints, _RULE, _discard_all)
+    try:
+        yield
+    finally:
+        setattr(_typehints, _RULE, rule)
+
+
+def _discard_all(parser_or_action: object, previous: Any, value: Any) -> None:
+    if previous and previous.get("class_path") not in (None, value["class_path"]):
+        previous.pop("init_args", None)
+        previous.pop("dict_kwargs", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,7 +96,9 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
         disable_dropout(model)
     if config.activation_checkpointing:
         # Reentrant checkpointing cannot serve torch.autograd.grad, which attribution uses.
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        name = "activation_checkpointing_enable"  # its old name is deprecated
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     policy: PreTrainedModel = model.train()
     return policy
 
@@ -184,98 +185,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-class Reference:
-    """The frozen model of the log-ratios. Not an ``nn.Module``.
-
-    So it is in no module tree: neither the optimizer nor the checkpoint nor DDP's buckets see it.
-
-    Args:
-        model: A frozen model of its own, or None where the policy without its adapter serves.
-    """
-
-    def __init__(self, model: nn.Module | None) -> None:
-        self.model = model.requires_grad_(False).eval() if model is not None else None
-
-    @classmethod
-    def of(cls, policy: nn.Module, fresh_adapters: bool = False) -> Reference:
-        """The reference of a policy in its starting state.
-
-        Args:
-            policy: A policy that has not been trained yet.
-            fresh_adapters: Whether it starts from new adapters, so that its base is the reference.
-
-        Returns:
-            The base under fresh adapters, otherwise a frozen copy of the policy.
-        """
-        return cls(None if fresh_adapters else copy.deepcopy(policy))
-
-    @contextmanager
-    def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-        """Hand out the model to run as the reference.
-
-        Args:
-            policy: The policy, whose adapters are switched off meanwhile if it serves.
-            device: Where the batch is.
-
-        Yields:
-            A model in eval mode on ``device``.
-        """
-        if self.model is not None:
-            yield self.model.to(device)
-            return
-        with evaluating(policy), policy.disable_adapter():  # type: ignore[operator]
-            yield policy
-
-
-def check_compatible(policy: nn.Module, reference: nn.Module | None, needs: frozenset[str]) -> None:
-    """Refuse models that cannot serve together, or cannot serve what is asked of them.
-
-    Args:
-        policy: The policy.
-        reference: A reference of its own, or None.
-        needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
-
-    Raises:
-        InputError: If the vocabularies differ, attention probabilities are asked of a kernel that
-            has none, or input gradients of a compiled or reentrantly checkpointed model.
-    """
-    models = {"policy": policy} if reference is None else {"policy": policy, "reference": reference}
-    sizes = {name: _vocabulary_size(model) for name, model in models.items()}
-    if len(set(sizes.values())) > 1:
-        raise InputError(
-            f"policy and reference have different vocabularies ({sizes['policy']} and "
-            f"{sizes['reference']} entries): choose a reference with the policy's tokenizer"
-        )
-    for need in needs:
-        model = models.get(need.split(".")[0], policy)
-        kernel = getattr(model.config, "_attn_implementation", None)
-        if need.endswith(".attentions") and kernel != "eager":
-            raise InputError(
-                f"attention importance needs the attention probabilities, which {kernel!r} "
-                "attention does not hand out: set policy.attn_implementation=eager"
-            )
-        if need.endswith(".embeddings"):
-            _check_attributable(model)
-
-
-def _vocabulary_size(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-
-
-def _check_attributable(model: nn.Module) -> None:
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise InputError(
-            "gradient importance cannot look into a model compiled as a whole: compile its "
-            "layers one by one instead"
-        )
-    for module in model.modules():
-        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-        if checkpoint is not None and getattr(checkpoint, "keywords", {}).get(
-            "use_reentrant", False
-        ):
-            raise InputError(
-                "gradient importance cannot work with reentrant activation checkpointing: enable "
-                "it with use_reentrant=False"
-            )

@@ -9,18 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tidpo.callbacks.token_writer import prediction_rows
 from lit_tidpo.errors import InputError
 
+_METRICS = (
+    "train/loss/total",
+    "train/rewards/margins",
+    "val/rewards/accuracies",
+    "val/logps/accuracies",
+)
+
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; }}
+th, td {{ text-align: left; padding: 0 1.5rem 0 0; }}
 pre {{ white-space: pre-wrap; border: 1px solid #8884; border-radius: 6px; padding: .8rem; }}
 .pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }}
 figure {{ margin: 1rem 0; }} svg {{ max-width: 100%; height: auto; }}
 </style></head><body><h1>{title}</h1>
-<p>Validation preference accuracy: {before} before training, {after} after.</p>
+<table><tr><th>validation</th><th>before</th><th>after</th></tr>{table}</table>
 <h2>Curves</h2><figure>{curves}</figure>
 <h2>Token weights</h2>
 <p>The darker a token, the larger its weight (1 on average). Hover for the numbers: weight, and
@@ -34,21 +43,19 @@ class ReportPage(Callback):
 
     Args:
         pairs: Pairs of the first validation batch to show.
-        metrics: Logged metrics to draw against the step.
-        monitor: Metric of the sentence at the top.
+        metrics: Logged metrics to draw against the step. Those of the validation are also told in
+            numbers, before and after: the first is measured by ``num_sanity_val_steps: -1``.
     """
 
     def __init__(
         self,
         pairs: int = 4,
         metrics: list[str] | None = None,
-        monitor: str = "val/rewards/accuracies",
     ) -> None:
         if pairs < 1:
             raise InputError(f"report pairs={pairs}: expected 1 or more")
         self.pairs = pairs
-        self.metrics = metrics or ["train/loss/total", "train/rewards/margins", monitor]
-        self.monitor = monitor
+        self.metrics = metrics or list(_METRICS)
         self._curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -89,17 +96,31 @@ class ReportPage(Callback):
         rows = self._rows(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        values = [value for _, value in self._curves[self.monitor]]
+        spans = self._before_and_after()
         page = _PAGE.format(
             title=html.escape(f"{type(pl_module).__name__}, {trainer.global_step} steps"),
-            before=f"{values[0]:.3f}" if values else "not measured",
-            after=f"{values[-1]:.3f}" if values else "not measured",
+            table="".join(
+                f"<tr><td>{name}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
+                for name, (before, after) in spans.items()
+            ),
             curves=draw_curves({name: self._curves[name] for name in self.metrics}),
             pairs="\n".join(_pair(group) for group in rows),
         )
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(page, encoding="utf-8")
+        target = folder / "report.html"
+        target.write_text(page, encoding="utf-8")
+        for name, (before, after) in spans.items():
+            rank_zero_info(f"{name}: {before:.3f} before, {after:.3f} after")
+        rank_zero_info(f"report: {target}")
+
+    def _before_and_after(self) -> dict[str, tuple[float, float]]:
+        """First and last value of each validation metric."""
+        return {
+            name: (points[0][1], points[-1][1])
+            for name in self.metrics
+            if name.startswith("val/") and (points := self._curves[name])
+        }
 
     def _rows(self, trainer: Trainer, pl_module: LightningModule) -> list[list[dict[str, Any]]]:
         """Rows of the first pairs of the validation set, chosen and rejected side by side."""

@@ -21,6 +21,8 @@ class ResumableLoader(DataLoader[Any]):
     trainer: Trainer | None = None
 
     def __iter__(self) -> Any:
+        # A generator looks at the progress when the first batch is asked for: the Trainer may make
+        # the iterator before it restores a checkpoint.
         if self.trainer is not None:
             epoch, batches = training_position(self.trainer)
             if isinstance(self.dataset, PairStream):
@@ -30,7 +32,7 @@ class ResumableLoader(DataLoader[Any]):
             elif isinstance(self.sampler, ResumableSampler):
                 self.sampler.set_epoch(epoch)
                 self.sampler.skip_batches(batches)
-        return super().__iter__()
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is in the Trainer's progress. Tells Lightning that this resumes."""

@@ -45,10 +45,12 @@ class ExampleMeans(Metric):
             values: Quantities by name, each ``[B]``.
             counted: False for examples to leave out, ``[B]`` bool.
         """
-        places = [self.names.index(name) for name in values]
+        places = counted.new_tensor([self.names.index(name) for name in values], dtype=torch.long)
         stacked = torch.stack([value.detach().double() for value in values.values()])
-        self.totals[places] += stacked.masked_fill(~counted, 0.0).sum(-1)
-        self.counts[places] += counted.sum()
+        sums = stacked.masked_fill(~counted, 0.0).sum(-1)
+        # Not in place: the state may be an inference tensor of an earlier validation.
+        self.totals = self.totals.index_add(0, places, sums)
+        self.counts = self.counts.index_add(0, places, counted.sum().to(sums).expand_as(sums))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each quantity that was updated."""

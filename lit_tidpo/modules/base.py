@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.modules.hparams import plain
+from lit_tidpo.hparams import plain
+from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.policy import PolicyConfig, build_policy
+from lit_tidpo.sharding import shard
+from lit_tidpo.structures import ResponseBatch
 
 LRSchedule = Literal["constant", "linear", "cosine"]
+
+_PROVEN = (DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy)
 
 
 class PolicyModule(LightningModule):
@@ -43,43 +55,59 @@ class PolicyModule(LightningModule):
         super().__init__()
         if warmup_steps < 0:
             raise InputError(f"warmup_steps={warmup_steps}: expected 0 or more")
+        if lr_schedule not in get_args(LRSchedule):
+            raise InputError(f"lr_schedule={lr_schedule!r}: expected one of {get_args(LRSchedule)}")
         self.policy = None
         self.policy_config = policy
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.warmup_steps = warmup_steps
+        self._training_steps = 0  # not known before training starts
+        self._window_amounts: list[float] = []
 
     def _remember_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as the command line would.
 
         Args:
-            arguments: ``locals()`` of the constructor.
+            arguments: ``locals()`` of the constructor, before it has any others.
         """
-        names = inspect.signature(type(self).__init__).parameters
-        values = {name: plain(arguments[name]) for name in names if name != "self"}
+        implied = ("self", "__class__")
+        values = {name: plain(value) for name, value in arguments.items() if name not in implied}
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         # Under LightningCLI this stores what was parsed instead, which reads the same.
         self.save_hyperparameters(values)
 
     def setup(self, stage: str) -> None:
-        """Refuse a strategy under which gradients or attributions would be wrong or unproven."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy) and strategy.launcher is not None:
-            if strategy._start_method != "popen":
-                raise InputError(
-                    f"strategy ddp_{strategy._start_method} returns a module without its trained "
-                    "policy to the parent process: use strategy=ddp"
-                )
-        elif not isinstance(strategy, (DDPStrategy, SingleDeviceStrategy)):
+        """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
+        strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+        if not isinstance(strategy, _PROVEN) or isinstance(strategy, DeepSpeedStrategy):
             raise InputError(
                 f"strategy {type(strategy).__name__} is not supported yet: gradient attribution "
                 "and the frozen reference are proven for one device and for strategy=ddp"
+            )
+        if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+            raise InputError(
+                f"strategy ddp_{strategy._start_method} returns a module without its trained "
+                "policy to the parent process: use strategy=ddp"
+            )
+        if isinstance(precision, (DoublePrecision, HalfPrecision)):
+            raise InputError(
+                f"precision={precision.precision} would cast the policy, its positions included, "
+                "but not the reference: set policy.dtype, or use precision=bf16-mixed"
             )
 
     def configure_model(self) -> None:
         """Build the policy, once."""
         if self.policy is None:
             self.policy = build_policy(self.policy_config)
+            self._shard(self.policy)
+
+    def _shard(self, *models: nn.Module | None) -> None:
+        """Shard models where the strategy brought a device mesh."""
+        if self.device_mesh is not None:
+            for model in models:
+                if model is not None:
+                    shard(model, self.device_mesh)
 
     @property
     def built_policy(self) -> nn.Module:
@@ -96,35 +124,57 @@ class PolicyModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the trainable parameters and the schedule of its rate."""
-        from transformers import get_scheduler
-
         parameters = [p for p in self.parameters() if p.requires_grad]
         if self.optimizer is None:
             self.optimizer = functools.partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
         optimizer = self.optimizer(parameters)
-        name = "constant_with_warmup" if self.lr_schedule == "constant" else self.lr_schedule
-        scheduler = get_scheduler(name, optimizer, self.warmup_steps, self._training_steps())
+        scheduler = LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def _training_steps(self) -> int | None:
+    def _rate_factor(self, step: int) -> float:
+        """Factor of the learning rate in an optimizer step."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
         if self.lr_schedule == "constant":
-            return None
+            return 1.0
+        left = max(1, self._training_steps - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / left)
+        if self.lr_schedule == "linear":
+            return 1 - progress
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def on_train_start(self) -> None:
+        """Find out when the schedule ends.
+
+        Not earlier: asking the Trainer makes it start on the data, which has to wait until a
+        checkpoint is restored.
+        """
+        if self.lr_schedule == "constant":
+            return
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise InputError(
                 f"lr_schedule={self.lr_schedule!r} needs an end: set trainer.max_steps, or "
                 "trainer.max_epochs with data of known length"
             )
-        return int(steps)
+        self._training_steps = int(steps)
+
+    # Means over windows of accumulated batches, and over epochs
+
+    def _count(self, names: list[str]) -> None:
+        """Keep means of these quantities, for training and for evaluation."""
+        self.train_means, self.means = ExampleMeans(names), ExampleMeans(names)
 
     def _mean(self, values: Tensor, amounts: Tensor) -> Tensor:
-        """Mean over examples whose gradient is right under DDP and gradient accumulation.
+        """Mean of the batch, in the unit of the first batch of its window.
 
         DDP averages over ranks and Lightning divides by ``accumulate_grad_batches``, whatever the
-        amounts on a rank and however short the last window: both are undone here.
+        amounts on a rank and in a batch, and however short the last window. What this returns,
+        together with :meth:`on_before_optimizer_step`, gives the gradient of the mean over all
+        examples of the window on all ranks.
 
         Args:
             values: Sums to average, ``[B]``.
@@ -136,14 +186,51 @@ class PolicyModule(LightningModule):
         amount = amounts.sum().to(values.dtype)
         world = self.trainer.world_size
         if world > 1:
-            amount = self.trainer.strategy.reduce(amount.clone(), reduce_op="sum") / world
-        return values.sum() / amount.clamp(min=1e-9) * self._window_factor()
+            amount = self.trainer.strategy.reduce(amount, reduce_op="sum") / world
+        self._window_amounts.append(max(float(amount), 1e-9))
+        return values.sum() / self._window_amounts[0]
 
-    def _window_factor(self) -> float:
-        """``accumulate_grad_batches`` over the number of batches in the current window."""
-        accumulated = self.trainer.accumulate_grad_batches
-        batches = self.trainer.num_training_batches
-        if accumulated == 1 or not math.isfinite(batches):
-            return 1.0
-        done = self.trainer.fit_loop.epoch_loop.batch_idx // accumulated * accumulated
-        return accumulated / min(accumulated, batches - done)
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn the gradients into those of the mean over the window, and log its means."""
+        amounts = self._window_amounts
+        factor = self.trainer.accumulate_grad_batches * amounts[0] / sum(amounts)
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        amounts.clear()
+        self._log_means("train", self.train_means)
+
+    def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to ``means``."""
+        raise NotImplementedError
+
+    def _reported(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is logged of the means over examples."""
+        return means
+
+    def _log_means(self, stage: str, means: ExampleMeans) -> None:
+        """Log the means over all examples of all ranks, and start over."""
+        values = self._reported(means.compute())
+        means.reset()
+        self.log_dict(
+            {f"{stage}/{name}": value for name, value in values.items()},
+            prog_bar="loss" in values,
+            sync_dist=stage != "train",  # they are the same everywhere; this says so to Lightning
+        )
+
+    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to the means."""
+        self._evaluate(batch, batch_idx)
+
+    def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Add the batch to the means."""
+        self._evaluate(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all examples of all ranks."""
+        self._log_means("val", self.means)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over all examples of all ranks."""
+        self._log_means("test", self.means)

@@ -17,12 +17,12 @@ from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError
 from lit_tidpo.forward import run_models
 from lit_tidpo.importance_cache import WeightCache
-from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.metrics.quantities import outcome_quantities, quantity_names
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
-from lit_tidpo.modules.runtime import from_all_ranks, mean_of, outside_inference, seeded, zero_loss
+from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, seeded, zero_loss
 from lit_tidpo.objective import Objective, Outcome
-from lit_tidpo.policy import PolicyConfig, Reference, build_policy, check_compatible, evaluating
+from lit_tidpo.policy import PolicyConfig, build_policy, evaluating
+from lit_tidpo.reference import Reference, check_compatible
 from lit_tidpo.registry import IMPORTANCE, LOSSES, load
 from lit_tidpo.structures import Prediction, ResponseBatch
 from lit_tidpo.weighting import Weighting
@@ -100,7 +100,7 @@ class PreferenceModule(PolicyModule):
         self.seed = seed
         self._spoiled = False
         self.skipped_steps = 0
-        self.means = ExampleMeans(quantity_names(self.objective.losses))
+        self._count(quantity_names(self.objective.losses))
 
     # Models
 
@@ -132,6 +132,7 @@ class PreferenceModule(PolicyModule):
             self.reference = Reference(build_policy(bare))
         self.policy = policy
         self._check_models()
+        self._shard(policy, self.reference.model)
 
     def _check_models(self) -> None:
         needs = self.objective.needs | self.objective.importance_needs()
@@ -156,7 +157,8 @@ class PreferenceModule(PolicyModule):
         with seeded(sampling_seed, batch.input_ids.device):
             anchors = None
             if "anchor" in self.objective.needs:
-                anchors = sample_anchors(policy, batch, self.anchor)
+                sharded = self.device_mesh is not None
+                anchors = sample_anchors(policy, batch, self.anchor, synced=sharded)
             weights = self._cached_weights(batch)
             outcome = self.objective.evaluate(policy, reference, batch, anchors, weights)
             if self._keeps_weights and weights is None and outcome.weights is not None:
@@ -176,6 +178,7 @@ class PreferenceModule(PolicyModule):
 
     def on_train_start(self) -> None:
         """With ``importance_every: 0``, compute all weights before the first step."""
+        super().on_train_start()
         if self.cache.refresh_every != 0 or self.cache.is_filled:
             return
         for batch in self.trainer.train_dataloader or ():
@@ -198,18 +201,21 @@ class PreferenceModule(PolicyModule):
         except NonFiniteError:
             if self.non_finite == "raise":
                 raise
-            self._spoiled = True
-            return zero_loss(self)
-        quantities = outcome_quantities(outcome, self.objective.beta)
-        means = {
-            f"train/{name}": mean_of(value, batch.counted) for name, value in quantities.items()
-        }
-        self.log_dict(means, batch_size=batch.size)
+            return self._spoil(batch)
+        self.train_means.update(outcome_quantities(outcome, self.objective.beta), batch.counted)
         counted = batch.counted.to(outcome.loss)
         return self._mean(outcome.loss * counted, counted)
 
+    def _spoil(self, batch: ResponseBatch) -> Tensor:
+        """Loss of a batch whose step is left out; the other ranks may know nothing of it."""
+        self._spoiled = True
+        nothing = zero_loss(self).expand(batch.size)
+        self.train_means.update({"loss/total": nothing}, torch.zeros_like(batch.counted))
+        return self._mean(nothing, batch.counted)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leave a step out whose gradients were spoiled on any rank."""
+        """Finish the gradients, and leave a step out that was spoiled on any rank."""
+        super().on_before_optimizer_step(optimizer)
         if self.non_finite == "raise":
             return
         spoiled = torch.tensor(float(self._spoiled), device=self.device)
@@ -222,52 +228,23 @@ class PreferenceModule(PolicyModule):
 
     # Evaluation
 
-    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
-        """Add the batch to the means."""
-        self._evaluate(batch, batch_idx)
-
-    def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
-        """Add the batch to the means."""
-        self._evaluate(batch, batch_idx)
-
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
-        with self._attributable():
+        with _attributable(self.objective.importance_needs()):
             batch = outside_inference(batch)
             outcome = self(batch, self._seed_of(1, 0, batch_idx))
         self.means.update(outcome_quantities(outcome, self.objective.beta), batch.counted)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over all examples of all ranks."""
-        self._log_epoch("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over all examples of all ranks."""
-        self._log_epoch("test")
-
-    def _log_epoch(self, stage: str) -> None:
-        means = {f"{stage}/{name}": value for name, value in self.means.compute().items()}
-        self.means.reset()
-        self.log_dict(means, sync_dist=True)
+    def on_predict_start(self) -> None:
+        """Check that the estimator can score, whether or not a loss asks it to."""
+        assert self.reference is not None
+        check_compatible(self.built_policy, self.reference.model, self.objective.importance.needs)
 
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
         """Per-token log-ratios and importance weights of the batch, detached."""
         assert self.reference is not None
-        with self._attributable():
+        with _attributable(self.objective.importance.needs):
             batch = outside_inference(batch)
             return self.objective.explain(self.built_policy, self.reference, batch)
-
-    @contextmanager
-    def _attributable(self) -> Iterator[None]:
-        """Enable gradients where the estimator asks for a graph.
-
-        Lightning validates in inference mode, and within fit without gradients.
-        """
-        needs = self.objective.importance_needs()
-        if not any(need.endswith(".embeddings") for need in needs):
-            yield
-            return
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
 
     # Randomness and checkpoints
 
@@ -275,13 +252,29 @@ class PreferenceModule(PolicyModule):
         return hash((self.seed, self.global_rank, stage, epoch, batch_idx)) % 2**63
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the weights that later steps may still use."""
+        """Keep the count of skipped steps, and the weights that later steps may still use."""
+        checkpoint["skipped_steps"] = self.skipped_steps
         if self.cache.refresh_every != 1:
             checkpoint["importance_cache"] = from_all_ranks(self.cache.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take kept weights back; each rank its own, if there are as many as before."""
+        self.skipped_steps = checkpoint.get("skipped_steps", 0)
         states = checkpoint.get("importance_cache", [])
-        same_ranks = len(states) == self.trainer.world_size
-        for state in [states[self.global_rank]] if same_ranks else states:
+        if self._trainer is not None and len(states) == self.trainer.world_size:
+            states = [states[self.global_rank]]
+        for state in states:
             self.cache.update(state)
+
+
+@contextmanager
+def _attributable(needs: frozenset[str]) -> Iterator[None]:
+    """Enable gradients where a graph is asked for.
+
+    Lightning validates in inference mode, and within fit without gradients.
+    """
+    if not any(need.endswith(".embeddings") for need in needs):
+        yield
+        return
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -49,11 +49,6 @@ def from_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
     return collected
 
 
-def mean_of(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean of the counted values, ``[B]`` each; NaN without any."""
-    return values[counted].mean()
-
-
 def zero_loss(module: nn.Module) -> Tensor:
     """A loss whose gradient is zero for every trainable parameter, to keep all ranks in step."""
     parameters = [p for p in module.parameters() if p.requires_grad]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_tidpo.forward import run_models
 from lit_tidpo.functional.preference import sequence_sum
-from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
-from lit_tidpo.policy import PolicyConfig, Reference
+from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.reference import Reference
 from lit_tidpo.structures import ResponseBatch
 
 
@@ -35,40 +33,21 @@ class SFTModule(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, warmup_steps)
         self._remember_arguments(locals())
-        self.means = ExampleMeans(["nats", "tokens"])
+        self._count(["nats", "tokens"])
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         """Mean negative log-prob of the batch's chosen tokens, in nats."""
         nats, tokens = self._nats(batch)
-        self.log(
-            "train/loss", nats.detach().sum() / tokens.sum(), prog_bar=True, batch_size=batch.size
-        )
+        self.train_means.update({"nats": nats, "tokens": tokens}, batch.counted)
         return self._mean(nats, tokens)
 
-    def _evaluate(self, batch: ResponseBatch) -> None:
+    def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
         nats, tokens = self._nats(batch)
         self.means.update({"nats": nats, "tokens": tokens}, batch.counted)
 
-    def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
-        """Add the batch to the mean."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: ResponseBatch, batch_idx: int) -> None:
-        """Add the batch to the mean."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the loss per token."""
-        self._log_epoch("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the loss per token."""
-        self._log_epoch("test")
-
-    def _log_epoch(self, stage: str) -> None:
-        means: dict[str, Any] = self.means.compute()
-        self.means.reset()
-        self.log(f"{stage}/loss", means["nats"] / means["tokens"], prog_bar=True, sync_dist=True)
+    def _reported(self, means: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss per token, whatever the length of the responses."""
+        return {"loss": means["nats"] / means["tokens"]}
 
     def _nats(self, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
         """Negative log-prob and number of tokens of each chosen response, ``[B]`` each."""

@@ -137,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vocab-size", type=int, default=4096, help="tokens, special ones included"
     )
-    parser.add_argument("--hidden-size", type=int, default=192)
-    parser.add_argument("--intermediate-size", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--heads", type=int, default=6)
+    parser.add_argument("--hidden-size", type=int, default=256)
+    parser.add_argument("--intermediate-size", type=int, default=688)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--heads", type=int, default=8)
     options = parser.parse_args(arguments)
     tokenizer = train_tokenizer(training_texts(options.data), options.vocab_size)
     tokenizer.save_pretrained(options.output)

@@ -1,0 +1,128 @@
+"""Runs that must give the same on one process and on two; started as a command under DDP.
+
+``python -m modules.ddp_runs MODEL_FOLDER SOURCE RESULTS`` runs all on two processes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from lightning.pytorch import Callback
+
+from lit_tidpo.components.dpo import DPOLoss
+from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.policy import LoraOptions, PolicyConfig
+
+from .runs import NO_TRIPLET, SGD, Recorder, make_data, make_module, parameters, quiet_trainer
+
+GLOBAL_BATCH = 4
+STEPS = 4
+
+
+class SpoiledDPO(DPOLoss):
+    """DPO that is NaN in one call of one process."""
+
+    def __init__(self, rank, call):
+        self.rank = rank
+        self.call = call
+        self.calls = 0
+
+    def loss(self, scores, beta):
+        self.calls += 1
+        here = int(os.environ.get("LOCAL_RANK", "0")) == self.rank
+        factor = torch.nan if here and self.calls == self.call else 1.0
+        return super().loss(scores, beta) * factor
+
+
+def preference(model_folder, devices, **options):
+    return make_module(model_folder, **{**NO_TRIPLET, **options})
+
+
+def spoiled(model_folder, devices):
+    losses = {"preference": SpoiledDPO(rank=devices - 1, call=2)}
+    return make_module(model_folder, losses=losses, non_finite="skip")
+
+
+def sft(model_folder, devices):
+    return SFTModule(PolicyConfig(path=model_folder), optimizer=SGD)
+
+
+# What makes the module, its options, those of the data and of the Trainer.
+RUNS = {
+    "plain": (preference, {}, {}, {}),
+    "clipped": (preference, {}, {}, {"gradient_clip_val": 0.05}),
+    "odd": (preference, {}, {"max_rows": 11}, {}),
+    "accumulated": (preference, {}, {"max_rows": 11}, {"accumulate_grad_batches": 2}),
+    "accumulated, clipped": (
+        preference,
+        {},
+        {"max_rows": 11},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
+    ),
+    "checkpointing": (preference, {"policy": {"activation_checkpointing": True}}, {}, {}),
+    "precomputed": (preference, {"importance_every": 0}, {"max_rows": 11}, {}),
+    "adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
+    "spoiled": (spoiled, {}, {}, {"limit_val_batches": 0}),
+    "sft": (sft, {}, {"max_rows": 11}, {"accumulate_grad_batches": 2}),
+}
+
+
+class Watcher(Callback):
+    """Keeps the starting parameters, and tells which parameters DDP synchronises."""
+
+    def on_train_start(self, trainer, module):
+        self.start = parameters(module)
+        wrapped = trainer.strategy.model
+        self.synchronised = sorted(name for name, _ in wrapped.named_parameters())
+        inside = {id(parameter) for parameter in wrapped.parameters()}
+        reference = getattr(getattr(module, "reference", None), "model", None)
+        frozen = [] if reference is None else list(reference.parameters())
+        self.reference_inside = any(id(parameter) in inside for parameter in frozen)
+        self.frozen_before = [parameter.clone() for parameter in frozen]
+        self.frozen = frozen
+
+
+def run(name, model_folder, source, devices):
+    """Train and validate; give what came of it on this process."""
+    make, options, data, trainer_options = RUNS[name]
+    torch.manual_seed(0)  # new adapters are random
+    module = make(model_folder, devices, **options)
+    recorder, watcher = Recorder(), Watcher()
+    trainer = quiet_trainer(
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_steps=STEPS,
+        callbacks=[recorder, watcher],
+        **{"limit_val_batches": 1.0, **trainer_options},
+    )
+    batch_size = GLOBAL_BATCH // devices
+    trainer.fit(module, make_data(source, model_folder, batch_size=batch_size, **data))
+    logged = trainer.callback_metrics.items()
+    end = parameters(module)
+    return {
+        "parameters": end,
+        "moved": max(float((end[key] - watcher.start[key]).abs().max()) for key in end),
+        "train": recorder.metrics,
+        "rows": recorder.rows,
+        "val": {key: float(value) for key, value in logged if key.startswith("val/")},
+        "synchronised": watcher.synchronised,
+        "reference_inside": watcher.reference_inside,
+        "reference_moved": any(
+            not torch.equal(now, before)
+            for now, before in zip(watcher.frozen, watcher.frozen_before, strict=True)
+        ),
+        "skipped": getattr(module, "skipped_steps", 0),
+    }
+
+
+def main(model_folder, source, results):
+    torch.set_num_threads(1)
+    found = {name: run(name, model_folder, source, devices=2) for name in RUNS}
+    torch.distributed.barrier()
+    torch.save(found, f"{results}.{os.environ['LOCAL_RANK']}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,56 @@
+"""Two processes train like one (N3, G3)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from .ddp_runs import RUNS, STEPS, run
+from .runs import QUIET, assert_same
+
+pytestmark = [*QUIET, pytest.mark.slow]
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def two_processes(model_folder, source, tmp_path_factory):
+    """All runs on two processes: results of both."""
+    results = tmp_path_factory.mktemp("ddp") / "results"
+    command = [sys.executable, "-m", "modules.ddp_runs", model_folder, source, str(results)]
+    done = subprocess.run(command, cwd=TESTS, timeout=200, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(f"{results}.{rank}") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_n3_two_processes_train_like_one(two_processes, model_folder, source, name):
+    one = run(name, model_folder, source, devices=1)
+    first, second = (found[name] for found in two_processes)
+    assert len(one["train"]) == len(first["train"]) == STEPS
+    assert one["rows"] != first["rows"] != second["rows"]
+    assert_same(first["parameters"], second["parameters"])
+    assert_same(first["parameters"], one["parameters"], atol=1e-6)
+    assert one["moved"] > 1e-3
+    assert one["skipped"] == first["skipped"] == second["skipped"] == (name == "spoiled")
+    if name == "spoiled":
+        return  # the process that was not spoiled still logs its pairs
+    for logged in (first, second):
+        for step, expected in zip(logged["train"], one["train"], strict=True):
+            assert_same(step, expected, atol=3e-5)
+        assert_same(logged["val"], one["val"], atol=3e-5)
+    assert len(one["val"]) == (1 if name == "sft" else 23)
+
+
+def test_the_reference_is_in_no_bucket(two_processes):
+    for found in two_processes:
+        for name, result in found.items():
+            assert result["synchronised"] == sorted(
+                f"module.{key}" for key in result["parameters"]
+            ), name
+            assert not result["reference_inside"]
+            assert not result["reference_moved"]

@@ -1,0 +1,100 @@
+"""A resumed run goes on as if it had never stopped (G5, G6)."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from lit_tidpo.anchors import AnchorOptions
+from lit_tidpo.policy import build_policy
+
+from .runs import QUIET, Recorder, assert_same, every_step, make_data, make_module, quiet_trainer
+
+pytestmark = QUIET
+
+# Everything that a resumed run could get wrong: dropout, sampled anchors, moments, a schedule.
+OPTIONS = {
+    "policy": {"disable_dropout": False},
+    "anchor": AnchorOptions(max_new_tokens=5),
+    "optimizer": functools.partial(torch.optim.AdamW, lr=0.01),
+    "lr_schedule": "cosine",
+    "warmup_steps": 2,
+}
+
+
+@pytest.fixture
+def fit(source, model_folder):
+    """Train for two epochs of three batches; give what was recorded and the module."""
+
+    def run(ckpt_path=None, accumulate=1, callbacks=None, **options):
+        recorder = Recorder()
+        module = make_module(model_folder, **{**OPTIONS, **options})
+        trainer = {"callbacks": [], **(callbacks or {})}
+        trainer["callbacks"] = [*trainer["callbacks"], recorder]
+        quiet_trainer(max_epochs=2, accumulate_grad_batches=accumulate, **trainer).fit(
+            module, make_data(source, model_folder), ckpt_path=ckpt_path
+        )
+        return recorder, module
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # saved nothing on
+@pytest.mark.parametrize(
+    ("options", "stops"),
+    [
+        pytest.param({}, [1, 3, 5], id="every step"),
+        pytest.param({"importance_every": 3}, [2, 4], id="importance every 3"),
+        pytest.param({"importance_every": 0}, [1, 3], id="importance once"),
+        pytest.param({"accumulate": 2}, [1, 3], id="accumulated"),
+    ],
+)
+def test_g6_resuming_at_step_k_equals_the_uninterrupted_run(fit, tmp_path, options, stops):
+    whole, _ = fit(callbacks=every_step(tmp_path), **options)
+    steps = len(whole.metrics)
+    assert steps == (4 if "accumulate" in options else 6)
+    assert len({metrics["lr"] for metrics in whole.metrics}) > steps // 2
+    for stop in stops:
+        rest, module = fit(ckpt_path=str(tmp_path / f"step={stop}.ckpt"), **options)
+        assert rest.rows == whole.rows[stop:]
+        for step, expected in zip(rest.metrics, whole.metrics[stop:], strict=True):
+            assert_same(step, expected)
+        assert_same(rest.parameters[-1], whole.parameters[-1])
+        original = build_policy(module.policy_config)
+        assert_same(module.reference.model.state_dict(), original.state_dict())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"policy": {"disable_dropout": True}}, {"seed": 1}, {"anchor": AnchorOptions(temperature=2)}],
+    ids=["dropout", "seed", "anchors"],
+)
+def test_what_resuming_repeats_does_count(fit, other):
+    """The test above would pass if dropout or anchors did nothing."""
+    assert fit()[0].metrics[-1] != fit(**other)[0].metrics[-1]
+
+
+def test_g5_a_checkpoint_holds_the_policy_alone(fit, tmp_path):
+    _, module = fit(callbacks=every_step(tmp_path), importance_every=3)
+    content = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
+    expected = {f"policy.{name}" for name in module.policy.state_dict()}
+    assert set(content["state_dict"]) == expected
+    (state,) = content["optimizer_states"]
+    (group,) = state["param_groups"]
+    assert len(group["params"]) == len(list(module.policy.parameters()))
+    (optimized,) = module.trainer.optimizers[0].param_groups
+    trained = {id(parameter) for parameter in optimized["params"]}
+    assert trained == {id(parameter) for parameter in module.policy.parameters()}
+    assert not any(id(frozen) in trained for frozen in module.reference.model.parameters())
+
+
+def test_a_run_goes_on_with_the_count_of_skipped_steps(fit, tmp_path):
+    _, module = fit(callbacks=every_step(tmp_path))
+    module.skipped_steps = 3
+    content = {}
+    module.on_save_checkpoint(content)
+    other = make_module(module.policy_config.path)
+    other.on_load_checkpoint(content)
+    assert other.skipped_steps == 3

@@ -1,0 +1,181 @@
+"""The commands, as a user types them: what they write, and one clear error for each bad input."""
+
+import json
+
+import pytest
+import torch
+
+from lit_tidpo.cli import main
+
+ROWS = [
+    {"prompt": f"def f{i}(a):", "chosen": f"\n    return a + {i}", "rejected": f"\n    return {i}"}
+    for i in range(6)
+]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Write rows to a file and run a subcommand on it, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def run(subcommand, *options, rows=ROWS, module="", data="data.jsonl"):
+        text = rows if isinstance(rows, str) else "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "data.jsonl").write_text(text, encoding="utf-8")
+        fitting = ["--trainer.max_steps=2", "--data.validation_fraction=0.3"]
+        main(
+            [
+                *module.split(),
+                subcommand,
+                "--trainer.accelerator=cpu",
+                "--trainer.enable_progress_bar=false",
+                *(fitting if subcommand == "fit" else []),
+                "--model.policy.path=builtin:policy",
+                "--model.policy.init=random",
+                f"--data.source={tmp_path / data}",
+                f"--data.cache_dir={tmp_path / 'cache'}",
+                "--data.batch_size=2",
+                *options,
+            ]
+        )
+
+    return run
+
+
+FAST = ["--model.anchor.max_new_tokens=2"]
+
+
+def test_fit_writes_checkpoint_resolved_configuration_and_metrics(command, tmp_path):
+    command("fit", *FAST, "--model.importance=uniform")
+    logs = next((tmp_path / "lightning_logs").iterdir())
+    config = (logs / "config.yaml").read_text()
+    assert "lit_tidpo.importance.uniform" in config
+    assert list(logs.rglob("*.ckpt"))
+
+
+def test_predict_writes_log_ratios_and_weights_of_each_response_token(command, tmp_path):
+    target = tmp_path / "tokens.jsonl"
+    command("predict", f"--tokens.path={target}", "--data.predict_split=train")
+    rows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [(row["index"], row["role"]) for row in rows] == [
+        (index, role) for index in range(6) for role in ("chosen", "rejected")
+    ]
+    for row in rows:
+        text = ROWS[row["index"]][row["role"]]
+        assert "".join(row["tokens"][:-1]) == text
+        lengths = {len(row[name]) for name in ("token_ids", "log_ratios", "weights", "kl")}
+        assert lengths == {len(row["tokens"])}
+        # the weights' mean is 1, and a policy that is its own reference has no log-ratios
+        assert sum(row["weights"]) == pytest.approx(len(row["weights"]), rel=1e-5)
+        assert row["log_ratios"] == pytest.approx([0.0] * len(row["weights"]), abs=1e-6)
+
+
+def test_predict_writes_parquet_and_never_over_a_file(command, tmp_path, capsys):
+    import datasets
+
+    target = tmp_path / "tokens.parquet"
+    command("predict", f"--tokens.path={target}", "--data.predict_split=train")
+    assert len(datasets.Dataset.from_parquet(str(target), cache_dir=str(tmp_path / "c"))) == 12
+    content = target.read_bytes()
+    with pytest.raises(SystemExit):
+        command("predict", f"--tokens.path={target}", "--data.predict_split=train")
+    assert "exists" in capsys.readouterr().err
+    assert target.read_bytes() == content
+
+
+def test_what_the_user_types_beats_the_checkpoint(command, tmp_path):
+    command("fit", *FAST, "--model.beta=0.1", "--trainer.logger=false")
+    checkpoint = next((tmp_path / "checkpoints").glob("*.ckpt"))
+    target = tmp_path / "config"
+    command(
+        "test",
+        *FAST,
+        f"--ckpt_path={checkpoint}",
+        "--model.beta=0.3",
+        "--data.test_split=train",
+        f"--trainer.default_root_dir={target}",
+        "--trainer.enable_checkpointing=false",
+    )
+    assert "beta: 0.3" in next(target.rglob("config.yaml")).read_text()
+
+
+def test_sft_and_export(command, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    command("fit", "--trainer.logger=false", module="sft")
+    checkpoint = next((tmp_path / "checkpoints").glob("*.ckpt"))
+    main(["export", str(checkpoint), str(tmp_path / "model"), "--dtype=bfloat16"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert model.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
+
+
+def test_plugins_lists_group_name_class_distribution_version_and_state(capsys):
+    main(["plugins"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["GROUP", "NAME", "CLASS", "DISTRIBUTION", "VERSION", "STATE"]
+    cells = ["lit_tidpo.losses", "triplet", "lit_tidpo.components.triplet:TripletLoss"]
+    assert any(line.split() == [*cells, "lit-tidpo", "0.1.0", "ok"] for line in lines)
+
+
+def test_help_without_a_command(capsys):
+    main([])
+    assert "lit-tidpo COMMAND" in capsys.readouterr().out
+
+
+NO_REJECTED = [{"prompt": "a", "chosen": "b"}]
+EMPTY_RESPONSE = [*ROWS, {"prompt": "a", "chosen": "", "rejected": "b"}]
+IDENTICAL = [*ROWS, {"prompt": "a", "chosen": "b", "rejected": "b"}]
+BAD_INPUTS = {
+    "empty file": ({"rows": ""}, [], "empty"),
+    "malformed line": ({"rows": '{"prompt": "a"\n'}, [], "data.jsonl"),
+    "a row without rejected": ({"rows": NO_REJECTED}, [], "rejected"),
+    "an empty response": ({"rows": EMPTY_RESPONSE}, [], "empty response"),
+    "identical responses": ({"rows": IDENTICAL}, [], "identical"),
+    "a missing local path": ({"data": "nowhere.jsonl"}, [], "nowhere.jsonl"),
+    "an unknown plugin": ({}, ["--model.importance=gradiant"], "gradient"),
+    "a misspelt option": ({}, ["--model.betta=0.1"], "betta"),
+    "a misspelt plugin option": (
+        {},
+        ["--model.importance=gradient", "--model.importance.norn=l1"],
+        "norn",
+    ),
+    "an option out of range": ({}, ["--model.weighting.mix=1.5"], "1.5"),
+    "a corrupt checkpoint": ({}, ["--ckpt_path=data.jsonl"], "data.jsonl"),
+    "a missing checkpoint": ({}, ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
+    "a missing policy": ({}, ["--model.policy.path=./nowhere"], "./nowhere"),
+    "an unknown shipped policy": ({}, ["--model.policy.path=builtin:nothing"], "builtin:"),
+    "an unknown loss weight": ({}, ["--model.loss_weights={tripled: 0.1}"], "tripled"),
+    "attention without its kernel": ({}, ["--model.importance=attention"], "eager"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_gives_one_clear_error_without_a_traceback(case, command, capsys):
+    where, options, named = BAD_INPUTS[case]
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", *FAST, *options, "--trainer.logger=false", **where)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert named in error
+    assert "Traceback" not in error
+
+
+def test_a_reference_with_another_vocabulary_is_refused(command, tmp_path, capsys):
+    from lit_tidpo.testing import tiny_policy
+
+    tiny_policy().save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit):
+        command("fit", f"--model.reference={tmp_path / 'other'}")
+    assert "different vocabularies (4096 and 48 entries)" in capsys.readouterr().err
+
+
+def test_unusable_rows_are_dropped_and_counted_where_asked_to(command, tmp_path):
+    with pytest.warns(UserWarning, match="1 identical responses"):
+        command("fit", *FAST, "--data.invalid_rows=drop", "--trainer.logger=false", rows=IDENTICAL)
+
+
+def test_a_prompt_longer_than_max_length_is_cut_and_reported(command):
+    rows = [*ROWS, {"prompt": "x = 1" * 200, "chosen": "\ny = 2", "rejected": "\ny = 3"}]
+    with pytest.warns(UserWarning, match="prompt"):
+        command("fit", *FAST, "--data.max_length=32", "--trainer.logger=false", rows=rows)

@@ -1,0 +1,123 @@
+"""Imports walk one way: what is low never imports what is high, and there is no cycle."""
+
+import ast
+from pathlib import Path
+
+import lit_tidpo
+
+ROOT = Path(lit_tidpo.__file__).parent
+# A module may import modules of its own and of lower layers. The longest matching prefix counts.
+LAYERS = {
+    "errors": 0,
+    "structures": 0,
+    "functional": 0,
+    "registry": 0,
+    "locations": 0,
+    "assets": 0,
+    "contracts": 1,
+    "policy": 1,
+    "reference": 1,
+    "forward": 1,
+    "anchors": 1,
+    "weighting": 1,
+    "hparams": 1,
+    "importance_cache": 1,
+    "sharding": 1,
+    "importance": 1,
+    "losses": 1,
+    "data": 1,
+    "estimators": 2,
+    "components": 2,
+    "objective": 2,
+    "metrics": 2,
+    "modules": 3,
+    "testing": 2,
+    "export": 3,
+    "callbacks": 3,
+    "": 3,
+    "plugin_parser": 4,
+    "cli": 4,
+    "__main__": 4,
+}
+
+
+def modules():
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield tuple(part for part in parts if part != "__init__"), path
+
+
+def imports(path):
+    """Modules of the package that a file imports, those for type checks alone left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name.split(".")[1:] for name in names if name.split(".")[0] == "lit_tidpo")
+
+
+def layer(parts):
+    return LAYERS[parts[0] if parts else ""]
+
+
+def test_every_module_has_a_layer():
+    assert {parts[0] if parts else "" for parts, _ in modules()} == LAYERS.keys()
+
+
+def test_no_module_imports_a_higher_one():
+    wrong = [
+        f"{'.'.join(parts)} imports {'.'.join(name)}"
+        for parts, path in modules()
+        for name in imports(path)
+        if layer(name) > layer(parts)
+    ]
+    assert wrong == []
+
+
+def test_modules_name_no_concrete_estimator_or_loss():
+    for parts, path in modules():
+        if layer(parts) >= 3:
+            assert not [n for n in imports(path) if n[:1] in (["estimators"], ["components"])]
+
+
+def test_the_mathematics_imports_torch_alone():
+    for path in (ROOT / "functional").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] in {"torch", "typing", "__future__"} or name.startswith(
+                    "lit_tidpo.functional"
+                )
+
+
+def test_there_is_no_cycle():
+    graph = {".".join(parts): {".".join(n) for n in imports(path)} for parts, path in modules()}
+    done, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, f"cycle: {[*open_, name]}"
+        if name in done or name not in graph:
+            return
+        open_.append(name)
+        for target in sorted(graph[name]):
+            visit(target)
+        open_.pop()
+        done.add(name)
+
+    for name in graph:
+        visit(name)
