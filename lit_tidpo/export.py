@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from lit_tidpo.data.tokenization import load_tokenizer
 from lit_tidpo.errors import InputError
 from lit_tidpo.locations import locate
 from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
@@ -66,15 +67,20 @@ def export_checkpoint(
     # The checkpoint holds all weights: none need to be loaded first.
     policy: Any = build_policy(dataclasses.replace(config, init="random"))
     state = content["state_dict"]
-    policy.load_state_dict(
-        {key[len(_PREFIX) :]: value for key, value in state.items() if key.startswith(_PREFIX)}
-    )
+    weights = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}: {reason}"
+        ) from error
     if config.lora is not None or config.adapter is not None:
         policy = merge_adapters(policy)
     if dtype is not None:
         policy = policy.to(getattr(torch, dtype))
     policy.save_pretrained(folder)
-    _tokenizer(config).save_pretrained(folder)
+    _tokenizer(content, config).save_pretrained(folder)
 
 
 def merge_adapters(policy: Any) -> Any:
@@ -102,9 +108,13 @@ def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
     return PolicyConfig(**options)
 
 
-def _tokenizer(config: PolicyConfig) -> Any:
+def _tokenizer(content: dict[str, Any], config: PolicyConfig) -> Any:
+    """The tokenizer that the policy was trained with, and its chat template."""
     from transformers import AutoTokenizer
 
+    data = content.get("datamodule_hyper_parameters", {})
+    if data.get("tokenizer"):
+        return load_tokenizer(data["tokenizer"], data.get("chat_template"))
     return AutoTokenizer.from_pretrained(
         locate(config.path), revision=config.revision, trust_remote_code=config.trust_remote_code
     )

@@ -29,8 +29,11 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, (ImportanceEstimator, LossComponent)):
         return {"class_path": _path(type(value)), "init_args": _arguments(value)}
-    if isinstance(value, functools.partial) and isinstance(value.func, type) and not value.args:
-        return {"class_path": _path(value.func), "init_args": plain(value.keywords)}
+    if isinstance(value, functools.partial):
+        # The command line's is partial(instantiator, class, ...).
+        factory = (value.func, *value.args)[-1]
+        if isinstance(factory, type):
+            return {"class_path": _path(factory), "init_args": plain(value.keywords)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
     if isinstance(value, dict):

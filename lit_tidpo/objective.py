@@ -120,12 +120,18 @@ class Objective:
         scores = _by_role(forward, weights, raw_scores)
         if anchors is not None:
             # Log-ratios are all that an anchor is measured by.
-            scores |= _by_role(run_models(policy, reference, anchors, _LOG_RATIOS))
+            scores |= self.log_ratios(policy, reference, anchors)
         components = {name: part.loss(scores, self.beta) for name, part in self.losses.items()}
         _check_finite(components, batch)
         total = sum(self.factors[name] * loss for name, loss in components.items())
         assert isinstance(total, Tensor)
         return Outcome(total, components, scores, weights)
+
+    def log_ratios(
+        self, policy: nn.Module, reference: Reference, batch: ResponseBatch
+    ) -> dict[str, TokenScores]:
+        """Log-probs of policy and reference alone, by role."""
+        return _by_role(run_models(policy, reference, batch, _LOG_RATIOS))
 
     def explain(self, policy: nn.Module, reference: Reference, batch: ResponseBatch) -> Prediction:
         """Per-token results of a batch, weights always among them, detached.

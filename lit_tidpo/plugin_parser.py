@@ -79,7 +79,7 @@ class PluginArgumentParser(LightningArgumentParser):
 
     problems: dict[str, str] = {}  # noqa: RUF012  # shared by a command and its subcommands
 
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse command-line arguments."""
         with _fresh_arguments():
             return super().parse_args(*args, **kwargs)

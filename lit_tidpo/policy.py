@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -104,7 +105,7 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
 
 
 def _load(config: PolicyConfig) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if not config.path:
         raise InputError("policy.path is not set: name a model, or attach() one in Python")
@@ -113,16 +114,31 @@ def _load(config: PolicyConfig) -> Any:
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
-    loading = {"attn_implementation": config.attn_implementation, "dtype": config.dtype}
+    if config.revision is not None and Path(path).exists():
+        raise InputError(
+            f"policy.revision={config.revision!r} applies to the Hub, but {config.path!r} is "
+            "local: drop it"
+        )
+    loading: dict[str, Any] = {
+        "attn_implementation": config.attn_implementation,
+        "dtype": config.dtype,
+    }
     try:
         if config.init == "pretrained":
             return AutoModelForCausalLM.from_pretrained(path, **loading, **options)
         architecture = AutoConfig.from_pretrained(path, **options)
+        if config.dtype == "auto":
+            loading["dtype"] = architecture.dtype or torch.float32
         with torch.random.fork_rng():
             torch.manual_seed(config.init_seed)
-            return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 architecture, trust_remote_code=config.trust_remote_code, **loading
             )
+        with suppress(OSError):  # not every model comes with generation settings
+            model.generation_config = GenerationConfig.from_pretrained(
+                path, revision=config.revision or "main"
+            )
+        return model
     except (OSError, ValueError) as error:
         raise InputError(f"policy.path={config.path!r} cannot be loaded: {error}") from error
 
@@ -144,9 +160,11 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions) -> PreTrainedModel:
 
 
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
-    adapted: PreTrainedModel = _import_peft().PeftModel.from_pretrained(
-        model, locate(adapter), is_trainable=True
-    )
+    peft, folder = _import_peft(), locate(adapter)
+    try:
+        adapted: PreTrainedModel = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"policy.adapter={adapter!r} cannot be loaded: {error}") from error
     return adapted
 
 
@@ -171,7 +189,7 @@ def disable_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if "drop" in name and isinstance(value, float):  # layerdrop, resid_pdrop, ...
                 setattr(module, name, 0.0)
 
 

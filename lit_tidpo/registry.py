@@ -3,7 +3,7 @@
 A distribution registers a class under ``lit_tidpo.importance`` or ``lit_tidpo.losses``::
 
     [project.entry-points."lit_tidpo.importance"]
-    surprisal = "my_package:SurprisalImportance"
+    novelty = "my_package:NoveltyImportance"
 
 Nothing is imported until a plugin is used.
 """
@@ -88,7 +88,8 @@ def short_name_class(group: str, name: str, base: type[ComponentT]) -> type[Comp
         base: Class that the plugin must derive from.
 
     Returns:
-        A subclass of the plugin's class, kept as an attribute of the module.
+        A subclass of the plugin's class, kept as an attribute of the module. A class that already
+        is called like the plugin stands for itself: two of one name would be ambiguous.
 
     Raises:
         AttributeError: If there is no such plugin, as for any missing attribute of a module.
@@ -96,11 +97,10 @@ def short_name_class(group: str, name: str, base: type[ComponentT]) -> type[Comp
     """
     if name not in {entry.name for entry in found(group)}:
         raise AttributeError(f"module {group!r} has no plugin {name!r}")
-    component = load(group, name, base)
-    members = {"__module__": group, "__qualname__": name, "__doc__": component.__doc__}
-    alias: type[ComponentT] = types.new_class(
-        name, (component,), exec_body=lambda body: body.update(members)
-    )
+    alias = component = load(group, name, base)
+    if component.__name__ != name:
+        members = {"__module__": group, "__doc__": component.__doc__}
+        alias = types.new_class(name, (component,), exec_body=lambda body: body.update(members))
     setattr(sys.modules[group], name, alias)
     return alias
 

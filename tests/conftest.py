@@ -1,4 +1,4 @@
-"""TRL's DPO trainer as an independent source of losses and rewards."""
+"""One thread for all tests, and TRL's DPO trainer as an independent source of losses."""
 
 from __future__ import annotations
 
@@ -101,6 +101,12 @@ class _Fixed:
             mean_logits=zeros,
             is_top1=zeros.bool(),
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread():
+    """Tiny tensors gain nothing from threads, and one thread adds in one order."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,7 @@ class PolicyModule(LightningModule):
             decay by default.
         lr_schedule: Course of the learning rate after the warm-up, step by step.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+        seed: Seed of whatever a step draws; together with rank, epoch and batch it fixes it.
     """
 
     policy: nn.Module | None
@@ -51,6 +52,7 @@ class PolicyModule(LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRSchedule = "constant",
         warmup_steps: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -62,6 +64,7 @@ class PolicyModule(LightningModule):
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.warmup_steps = warmup_steps
+        self.seed = seed
         self._training_steps = 0  # not known before training starts
         self._window_amounts: list[float] = []
 
@@ -74,7 +77,6 @@ class PolicyModule(LightningModule):
         implied = ("self", "__class__")
         values = {name: plain(value) for name, value in arguments.items() if name not in implied}
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        # Under LightningCLI this stores what was parsed instead, which reads the same.
         self.save_hyperparameters(values)
 
     def setup(self, stage: str) -> None:
@@ -155,12 +157,16 @@ class PolicyModule(LightningModule):
         if self.lr_schedule == "constant":
             return
         steps = self.trainer.estimated_stepping_batches
-        if not math.isfinite(steps):
+        if steps < 0 or not math.isfinite(steps):  # -1 is what endless data get
             raise InputError(
                 f"lr_schedule={self.lr_schedule!r} needs an end: set trainer.max_steps, or "
                 "trainer.max_epochs with data of known length"
             )
         self._training_steps = int(steps)
+
+    def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
+        """Seed of a batch, the same after a restart."""
+        return hash((self.seed, self.global_rank, stage, epoch, batch_idx)) % 2**63
 
     # Means over windows of accumulated batches, and over epochs
 

@@ -17,7 +17,11 @@ from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError
 from lit_tidpo.forward import run_models
 from lit_tidpo.importance_cache import WeightCache
-from lit_tidpo.metrics.quantities import outcome_quantities, quantity_names
+from lit_tidpo.metrics.quantities import (
+    outcome_quantities,
+    preference_quantities,
+    quantity_names,
+)
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, seeded, zero_loss
 from lit_tidpo.objective import Objective, Outcome
@@ -53,6 +57,8 @@ class PreferenceModule(PolicyModule):
         anchor: How anchors are sampled, where a loss asks for them.
         importance_every: Optimizer steps for which an example's weights are kept; 1 computes them
             at every step, 0 once before training.
+        evaluation: What validation and test report: the whole ``objective``, or ``rewards`` alone,
+            which takes neither weights nor anchors and is several times cheaper.
         non_finite: ``raise`` when a supervised value is NaN or infinite, or ``skip`` that optimizer
             step and count it as ``train/skipped_steps``.
         optimizer: Makes the optimizer from the trainable parameters; AdamW at 1e-6 without weight
@@ -74,13 +80,14 @@ class PreferenceModule(PolicyModule):
         beta: float = 0.1,
         anchor: AnchorOptions = _ANCHOR,
         importance_every: int = 1,
+        evaluation: Literal["objective", "rewards"] = "objective",
         non_finite: Literal["raise", "skip"] = "raise",
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRSchedule = "constant",
         warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule, warmup_steps)
+        super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
         self._remember_arguments(locals())
         if importance_every < 0:
             raise InputError(f"importance_every={importance_every}: expected 0 or more")
@@ -96,8 +103,8 @@ class PreferenceModule(PolicyModule):
         self.reference_path = reference
         self.anchor = anchor
         self.cache = WeightCache(importance_every)
+        self.evaluation = evaluation
         self.non_finite = non_finite
-        self.seed = seed
         self._spoiled = False
         self.skipped_steps = 0
         self._count(quantity_names(self.objective.losses))
@@ -150,11 +157,14 @@ class PreferenceModule(PolicyModule):
                 generators alone; None draws from those.
 
         Returns:
-            The outcome; ``outcome.loss`` is inside the graph.
+            The outcome; ``outcome.loss`` is inside the graph if gradients are enabled, or if the
+            estimator needs them.
         """
         policy, reference = self.built_policy, self.reference
         assert reference is not None
-        with seeded(sampling_seed, batch.input_ids.device):
+        needs = self.objective.importance_needs()
+        with seeded(sampling_seed, batch.input_ids.device), _attributable(needs):
+            batch = outside_inference(batch)
             anchors = None
             if "anchor" in self.objective.needs:
                 sharded = self.device_mesh is not None
@@ -229,10 +239,14 @@ class PreferenceModule(PolicyModule):
     # Evaluation
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
-        with _attributable(self.objective.importance_needs()):
-            batch = outside_inference(batch)
+        if self.evaluation == "rewards":
+            assert self.reference is not None
+            scores = self.objective.log_ratios(self.built_policy, self.reference, batch)
+            quantities = preference_quantities(scores, self.objective.beta)
+        else:
             outcome = self(batch, self._seed_of(1, 0, batch_idx))
-        self.means.update(outcome_quantities(outcome, self.objective.beta), batch.counted)
+            quantities = outcome_quantities(outcome, self.objective.beta)
+        self.means.update(quantities, batch.counted)
 
     def on_predict_start(self) -> None:
         """Check that the estimator can score, whether or not a loss asks it to."""
@@ -246,10 +260,7 @@ class PreferenceModule(PolicyModule):
             batch = outside_inference(batch)
             return self.objective.explain(self.built_policy, self.reference, batch)
 
-    # Randomness and checkpoints
-
-    def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
-        return hash((self.seed, self.global_rank, stage, epoch, batch_idx)) % 2**63
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps, and the weights that later steps may still use."""

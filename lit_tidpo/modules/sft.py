@@ -8,6 +8,7 @@ from torch import Tensor
 from lit_tidpo.forward import run_models
 from lit_tidpo.functional.preference import sequence_sum
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
+from lit_tidpo.modules.runtime import seeded
 from lit_tidpo.policy import PolicyConfig
 from lit_tidpo.reference import Reference
 from lit_tidpo.structures import ResponseBatch
@@ -22,6 +23,7 @@ class SFTModule(PolicyModule):
             decay by default.
         lr_schedule: Course of the learning rate after the warm-up, step by step.
         warmup_steps: Optimizer steps over which the learning rate rises linearly from 0.
+        seed: Seed of dropout; together with rank, epoch and batch it fixes it.
     """
 
     def __init__(
@@ -30,14 +32,17 @@ class SFTModule(PolicyModule):
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRSchedule = "constant",
         warmup_steps: int = 0,
+        seed: int = 0,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule, warmup_steps)
+        super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
         self._remember_arguments(locals())
         self._count(["nats", "tokens"])
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         """Mean negative log-prob of the batch's chosen tokens, in nats."""
-        nats, tokens = self._nats(batch)
+        seed = self._seed_of(0, self.current_epoch, batch_idx)
+        with seeded(seed, batch.input_ids.device):
+            nats, tokens = self._nats(batch)
         self.train_means.update({"nats": nats, "tokens": tokens}, batch.counted)
         return self._mean(nats, tokens)
 

@@ -188,7 +188,7 @@ def test_divergences_are_asked_for_where_they_count_only():
 
 
 def test_a_negative_alpha_is_refused():
-    with pytest.raises(InputError, match="alpha=-0.1"):
+    with pytest.raises(InputError, match=r"alpha=-0\.1"):
         WeightedDPOLoss(alpha=-0.1)
 
 

@@ -17,9 +17,7 @@ def test_l3_three_tokens_by_hand():
 
     Chosen: 2 * 0.5 - 0.5 * 0.2 + 0.5 * 0.1 = 0.95; rejected: 0.3 - 0.4 + 0.2 = 0.1.
     """
-    chosen = sequence_sum(
-        torch.tensor([[0.5, -0.2, 0.1]]), THREE, torch.tensor([[2.0, 0.5, 0.5]])
-    )
+    chosen = sequence_sum(torch.tensor([[0.5, -0.2, 0.1]]), THREE, torch.tensor([[2.0, 0.5, 0.5]]))
     rejected = sequence_sum(torch.tensor([[0.3, -0.4, 0.2]]), THREE, torch.ones(1, 3))
     margin = chosen - rejected
     torch.testing.assert_close(margin, torch.tensor([0.85]))

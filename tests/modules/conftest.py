@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .runs import make_data, write_data, write_model
+from lit_tidpo.policy import PolicyConfig, build_policy
+
+from .runs import LORA, make_data, write_data, write_model
 
 
 @pytest.fixture(scope="session")
@@ -18,22 +20,29 @@ def source(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="session")
+def adapter(model_folder, tmp_path_factory):
+    """A folder with an adapter that already does something."""
+    policy = build_policy(PolicyConfig(path=model_folder, **LORA))
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.05)
+    folder = tmp_path_factory.mktemp("adapter")
+    policy.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     import datasets
+    from transformers import dynamic_module_utils
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache / "datasets"))
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(cache / "modules"))
         yield
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, whatever the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -13,14 +13,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lit_tidpo.anchors import AnchorOptions
 from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.data import PreferenceDataModule
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.policy import LoraOptions, PolicyConfig
 from lit_tidpo.structures import ResponseBatch
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>{% endfor %}"
+SHORT = AnchorOptions(max_new_tokens=5)
+LORA = {"lora": LoraOptions(r=2, alpha=4)}
 NO_TRIPLET = {"losses": {"preference": WeightedDPOLoss()}}
 QUIET = [  # Lightning's, about nothing that matters here
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -43,11 +46,10 @@ def write_model(folder: Path, vocabulary: int | None = None, **config) -> str:
                 num_hidden_layers=2,
                 num_attention_heads=2,
                 max_position_embeddings=64,
-                attention_dropout=0.1,
                 pad_token_id=0,
                 bos_token_id=1,
                 eos_token_id=2,
-                **config,
+                **{"attention_dropout": 0.1, **config},
             )
         )
         for parameter in model.parameters():
@@ -109,6 +111,13 @@ def make_module(model_folder: str, policy: dict | None = None, **options) -> Pre
     )
 
 
+def make_built(model_folder: str, **options) -> PreferenceModule:
+    """A module that needs no Trainer."""
+    module = make_module(model_folder, **options)
+    module.configure_model()
+    return module
+
+
 def quiet_trainer(**options) -> Trainer:
     """A Trainer on one CPU process that writes nothing."""
     quiet = {
@@ -157,10 +166,25 @@ class Recorder(Callback):
         self.parameters.append(parameters(module))
 
 
+def fit(module, data, folder=None, ckpt_path=None, **trainer) -> Recorder:
+    """Train, by default for three steps; with a folder, keep a checkpoint of each step."""
+    recorder = Recorder()
+    options = {"max_steps": 3, **trainer, **(every_step(folder) if folder else {})}
+    options["callbacks"] = [*options.get("callbacks", []), recorder]
+    quiet_trainer(**options).fit(module, data, ckpt_path=ckpt_path)
+    return recorder
+
+
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the gradients by parameter name."""
     named = module.named_parameters()
     return {name: value.grad.clone() for name, value in named if value.grad is not None}
+
+
+def logits(model: torch.nn.Module, batch: ResponseBatch) -> torch.Tensor:
+    """Logits of all rows."""
+    with torch.no_grad():
+        return model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
 
 
 def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:

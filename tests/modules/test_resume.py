@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_tidpo.anchors import AnchorOptions
+from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.policy import build_policy
 
 from .runs import QUIET, Recorder, assert_same, every_step, make_data, make_module, quiet_trainer
@@ -64,6 +65,21 @@ def test_g6_resuming_at_step_k_equals_the_uninterrupted_run(fit, tmp_path, optio
         assert_same(rest.parameters[-1], whole.parameters[-1])
         original = build_policy(module.policy_config)
         assert_same(module.reference.model.state_dict(), original.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_g6_data_that_were_asked_for_before_the_restart_still_go_on(fit, tmp_path, monkeypatch):
+    """Asking the Trainer for the number of steps makes it start on the data."""
+    whole, _ = fit(callbacks=every_step(tmp_path))
+    configure = PreferenceModule.configure_optimizers
+
+    def ask_first(module):
+        assert module.trainer.estimated_stepping_batches == 6
+        return configure(module)
+
+    monkeypatch.setattr(PreferenceModule, "configure_optimizers", ask_first)
+    rest, _ = fit(ckpt_path=str(tmp_path / "step=2.ckpt"))
+    assert rest.rows == whole.rows[2:]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+"""Token importance by surprisal under the reference, a plugin for lit-tidpo."""
+
+from lit_tidpo_surprisal.surprisal import SurprisalImportance
+
+__all__ = ["SurprisalImportance"]

@@ -1,0 +1,81 @@
+"""Distributions that only exist as a dist-info folder and a few modules on the search path."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GROUPS = {"importance": "lit_tidpo.importance", "losses": "lit_tidpo.losses"}
+
+ESTIMATOR = """\
+from lit_tidpo.contracts import ImportanceEstimator
+
+
+class {name}(ImportanceEstimator):
+    '''A plugin of the tests.
+
+    Args:
+        model: Also an argument of the built-in ones.
+        own: An argument of its own.
+    '''
+
+    def __init__(self, model: str = "mine", own: int = 1) -> None:
+        self.model = model
+        self.own = own
+
+    def scores(self, forward):
+        return forward.policy.logps.new_ones(forward.batch.input_ids.shape)
+"""
+
+
+class FakeSite:
+    """A folder of distributions on the search path, for as long as a test runs."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self._monkeypatch = monkeypatch
+        monkeypatch.syspath_prepend(folder)
+
+    def add(
+        self,
+        name: str,
+        version: str = "1.0",
+        modules: Mapping[str, str] | None = None,
+        **groups: Mapping[str, str],
+    ) -> None:
+        """Install a distribution.
+
+        Args:
+            name: Its name.
+            version: Its version.
+            modules: Text of each of its modules.
+            groups: ``importance`` and ``losses``: object references by plugin name.
+        """
+        info = self.folder / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        lines = []
+        for group, entries in groups.items():
+            lines.append(f"[{GROUPS[group]}]")
+            lines += [f"{plugin} = {value}" for plugin, value in entries.items()]
+            for plugin in entries:
+                self._forget(vars(importlib.import_module(GROUPS[group])), plugin)
+        (info / "entry_points.txt").write_text("\n".join(lines))
+        for module, text in (modules or {}).items():
+            (self.folder / f"{module}.py").write_text(text)
+            self._forget(sys.modules, module)
+        importlib.invalidate_caches()
+
+    def _forget(self, names: dict[str, Any], name: str) -> None:
+        """Take a name away, now and, whatever a test makes of it, when the test ends."""
+        self._monkeypatch.setitem(names, name, None)
+        self._monkeypatch.delitem(names, name)
+
+    def imported(self, module: str) -> bool:
+        """Whether a module of this folder has been imported."""
+        return module in sys.modules

@@ -1,0 +1,499 @@
+"""Every option has an effect or is refused (G10): each field of the configuration is flipped.
+
+A new option fails the first test until it has an entry here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+
+from lit_tidpo.anchors import AnchorOptions, sample_anchors
+from lit_tidpo.components.dpo import DPOLoss
+from lit_tidpo.components.triplet import TripletLoss
+from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
+from lit_tidpo.data import PreferenceDataModule
+from lit_tidpo.errors import InputError
+from lit_tidpo.estimators.gradient import GradientImportance
+from lit_tidpo.estimators.uniform import UniformImportance
+from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.weighting import Weighting
+
+from .runs import (
+    QUIET,
+    SGD,
+    Recorder,
+    byte_tokenizer,
+    make_data,
+    quiet_trainer,
+    write_data,
+    write_model,
+)
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:.*fitting goes without validation"),
+    pytest.mark.filterwarnings("ignore:split '(train|validation)'.*(truncated|dropped)"),
+]
+
+Options = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Another value of one field, and where its effect is seen.
+
+    Attributes:
+        observe: Computes something from options; must differ between ``base`` and the flip.
+        value: The other value, or what makes it.
+        base: Options that both have.
+        refused: Part of the message, if the other value is refused instead.
+    """
+
+    observe: Callable[[Any, Options], Any]
+    value: Any
+    base: Options = dataclasses.field(default_factory=dict)
+    refused: str | None = None
+
+
+# What is looked at. Each takes the world and the options of one class.
+
+
+def policy(world, options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # new adapters are random
+        return build_policy(PolicyConfig(**{"path": world.model, **options}))
+
+
+def logits(world, options):
+    model = policy(world, options)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.1)
+    return _logits(model.eval(), world)
+
+
+def _logits(model, world):
+    with torch.no_grad():
+        return model(input_ids=world.batch.input_ids).logits.flatten().tolist()
+
+
+def is_noisy(world, options):
+    model = policy(world, options)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.constant_(parameter, 0.1)
+    return _logits(model, world) != _logits(model, world)
+
+
+def dtypes(world, options):
+    return {parameter.dtype for parameter in policy(world, options).parameters()}
+
+
+def kernel(world, options):
+    with torch.no_grad():
+        found = policy(world, options)(input_ids=world.batch.input_ids, output_attentions=True)
+    return len(found.attentions or ())
+
+
+def trained_parameters(world, options):
+    named = policy(world, options).named_parameters()
+    return [(name, value.shape) for name, value in named if value.requires_grad]
+
+
+def layer_calls(world, options):
+    model, calls = policy(world, options), []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    model(input_ids=world.batch.input_ids).logits.sum().backward()
+    return len(calls)
+
+
+def remote_class(world, options):
+    return type(policy(world, {"path": world.remote, **options})).__name__
+
+
+def lora(observe):
+    def observed(world, options):
+        adapters = LoraOptions(**{"r": 2, **options})
+        return observe(world, {"path": world.other, "lora": adapters, "disable_dropout": False})
+
+    return observed
+
+
+def module(world, options):
+    """A module whose reference differs from its policy, so that every term counts."""
+    built = PreferenceModule(
+        **{
+            "policy": PolicyConfig(path=world.model),
+            "reference": world.other,
+            "losses": {"preference": WeightedDPOLoss()},
+            **options,
+        }
+    )
+    built.configure_model()
+    return built
+
+
+def loss(world, options):
+    return module(world, options)(world.batch, 0).loss.tolist()
+
+
+def weights(world, options):
+    return module(world, options)(world.batch, 0).weights.tolist()
+
+
+def weighted(world, options):
+    return weights(world, {"weighting": Weighting(**options)})
+
+
+def reference_logps(world, options):
+    return module(world, options)(world.batch, 0).scores["chosen"].reference_logps.tolist()
+
+
+def components(world, options):
+    return sorted(module(world, options)(world.batch, 0).components)
+
+
+def anchored(world, options):
+    """Losses with a triplet, whose anchors and dropout are drawn."""
+    losses = {"preference": DPOLoss(), "triplet": TripletLoss(margin=1e4)}
+    base = {"losses": losses, "anchor": AnchorOptions(max_new_tokens=4)}
+    made = module(world, {**base, **options})
+    made._trainer = SimpleNamespace(global_rank=0)
+    return made(world.batch, made._seed_of(0, 0, 0)).loss.tolist()
+
+
+def anchors(world, options):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = sample_anchors(
+            world.policy, world.batch, AnchorOptions(**{"max_new_tokens": 8, **options})
+        )
+    return made.input_ids.tolist()
+
+
+class Counted(GradientImportance):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def scores(self, forward):
+        self.calls += 1
+        return super().scores(forward)
+
+
+def estimator_calls(world, options):
+    estimator = Counted()
+    made = module(world, {"importance": estimator, "optimizer": SGD, **options})
+    quiet_trainer(max_steps=2).fit(made, world.data(batch_size=12))
+    return estimator.calls
+
+
+class Spoiled(DPOLoss):
+    def loss(self, scores, beta):
+        return super().loss(scores, beta) * torch.nan
+
+
+def skipped(world, options):
+    made = module(world, {"losses": {"preference": Spoiled()}, "optimizer": SGD, **options})
+    quiet_trainer(max_steps=1).fit(made, world.data())
+    return made.skipped_steps
+
+
+def preference_rates(world, options):
+    return _rates(module(world, {"optimizer": SGD, **options}), world)
+
+
+def _rates(made, world):
+    recorder = Recorder()
+    quiet_trainer(max_steps=3, callbacks=[recorder]).fit(made, world.data())
+    return [metrics["lr"] for metrics in recorder.metrics]
+
+
+def preference_optimizer(world, options):
+    return _optimizer(module(world, options), world)
+
+
+def _optimizer(made, world):
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(made, world.data())
+    return type(trainer.optimizers[0]).__name__
+
+
+def sft(world, options):
+    return SFTModule(**{"policy": PolicyConfig(path=world.model), **options})
+
+
+def sft_rates(world, options):
+    return _rates(sft(world, {"optimizer": SGD, **options}), world)
+
+
+def sft_optimizer(world, options):
+    return _optimizer(sft(world, options), world)
+
+
+def sft_loss(world, options):
+    recorder = Recorder()
+    quiet_trainer(max_steps=1, callbacks=[recorder]).fit(sft(world, options), world.data())
+    return recorder.metrics[0]["train/loss"]
+
+
+def loaders(name):
+    """The batches of a loader: rows, prompts and widths."""
+
+    def observed(world, options):
+        data = world.data(**options)
+        data.setup({"train": "fit", "val": "validate"}.get(name, name))
+        loader = getattr(data, f"{name}_dataloader")()
+        return [
+            (batch.index.tolist(), batch.prompt_lengths.tolist(), batch.input_ids.tolist())
+            for batch in loader
+        ]
+
+    return observed
+
+
+train, validation = loaders("train"), loaders("val")
+
+
+def train_loader(world, options):
+    data = world.data(**options)
+    data.setup("fit")
+    return data.train_dataloader()
+
+
+def workers(world, options):
+    return train_loader(world, options).num_workers
+
+
+def is_stream(world, options):
+    return isinstance(train_loader(world, options).dataset, IterableDataset)
+
+
+def cached_files(world, options):
+    train(world, options)
+    return (world.tmp / "cache").exists()
+
+
+# One entry for each field of each class.
+
+
+def in_world(make):
+    """A value that needs the world, by a function of it."""
+    make.needs_world = True
+    return make
+
+
+@in_world
+def noisy_policy(world):
+    return PolicyConfig(path=world.model, disable_dropout=False)
+
+
+@in_world
+def other_policy(world):
+    return PolicyConfig(path=world.other)
+
+
+def of_world(name):
+    return in_world(lambda world: getattr(world, name))
+
+
+ADAM = functools.partial(torch.optim.Adam, lr=0.1)
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+
+FLIPS: dict[type, dict[str, Flip]] = {
+    PolicyConfig: {
+        "path": Flip(logits, of_world("other")),
+        "revision": Flip(logits, "v2", refused="revision='v2' applies to the Hub"),
+        "init": Flip(logits, "random"),
+        "init_seed": Flip(logits, 1, {"init": "random"}),
+        "dtype": Flip(dtypes, "bfloat16"),
+        "attn_implementation": Flip(kernel, "eager"),
+        "lora": Flip(trained_parameters, LoraOptions(r=2)),
+        "adapter": Flip(logits, of_world("adapter")),
+        "activation_checkpointing": Flip(layer_calls, True),
+        "disable_dropout": Flip(is_noisy, False),
+        "trust_remote_code": Flip(remote_class, True),
+    },
+    LoraOptions: {
+        "r": Flip(lora(trained_parameters), 4),
+        "alpha": Flip(lora(logits), 8),
+        "dropout": Flip(lora(is_noisy), 0.5),
+        "target_modules": Flip(lora(trained_parameters), ["q_proj"]),
+    },
+    Weighting: {
+        "mix": Flip(weighted, 0.2),
+        "prior": Flip(weighted, "softmax"),
+        "prior_scale": Flip(weighted, "raw"),
+        "sigma_divisor": Flip(weighted, 8.0),
+        "scale": Flip(weighted, "max"),
+        "positions": Flip(weighted, "all"),
+    },
+    AnchorOptions: {
+        "source": Flip(anchors, "chosen_prefix"),
+        "prefix_fraction": Flip(anchors, 0.2, {"source": "chosen_prefix"}),
+        "max_new_tokens": Flip(anchors, 3),
+        "temperature": Flip(anchors, 0.01),
+        "top_k": Flip(anchors, 1),
+        "top_p": Flip(anchors, 0.05),
+    },
+    PreferenceModule: {
+        "policy": Flip(loss, other_policy),
+        "reference": Flip(reference_logps, None),
+        "importance": Flip(weights, UniformImportance()),
+        "weighting": Flip(weights, Weighting(mix=0.1)),
+        "losses": Flip(components, {"plain": DPOLoss()}),
+        "loss_weights": Flip(loss, {"preference": 3.0}),
+        "beta": Flip(loss, 0.5),
+        "anchor": Flip(anchored, AnchorOptions(max_new_tokens=2)),
+        "importance_every": Flip(estimator_calls, 2),
+        "non_finite": Flip(skipped, "raise", {"non_finite": "skip"}, refused="NaN or infinite"),
+        "optimizer": Flip(preference_optimizer, ADAM),
+        "lr_schedule": Flip(preference_rates, "cosine"),
+        "warmup_steps": Flip(preference_rates, 2),
+        "seed": Flip(anchored, 1),
+    },
+    SFTModule: {
+        "policy": Flip(sft_loss, other_policy),
+        "optimizer": Flip(sft_optimizer, ADAM),
+        "lr_schedule": Flip(sft_rates, "linear"),
+        "warmup_steps": Flip(sft_rates, 2),
+        "seed": Flip(sft_loss, 1, {"policy": noisy_policy}),
+    },
+    PreferenceDataModule: {
+        "source": Flip(train, of_world("file")),
+        "tokenizer": Flip(train, of_world("words")),
+        "name": Flip(train, "en", {"source": of_world("file")}, refused="name='en' picks"),
+        "revision": Flip(train, "v2", refused="revision='v2' applies to the Hub"),
+        "train_split": Flip(train, "validation"),
+        "validation_split": Flip(validation, "train"),
+        "test_split": Flip(loaders("test"), "train", {"test_split": "validation"}),
+        "predict_split": Flip(loaders("predict"), "train"),
+        "validation_fraction": Flip(train, 0.25, {"source": of_world("file")}),
+        "max_rows": Flip(train, 5),
+        "max_length": Flip(train, 10),
+        "max_prompt_length": Flip(train, 2, {"max_length": 8, "invalid_rows": "drop"}),
+        "chat_template": Flip(train, CHAT, {"source": of_world("chat")}),
+        "invalid_rows": Flip(
+            train, "raise", {"source": of_world("broken"), "invalid_rows": "drop"}, "identical"
+        ),
+        "batch_size": Flip(train, 3),
+        "eval_batch_size": Flip(validation, 2),
+        "drop_last": Flip(train, True, {"batch_size": 5}),
+        "group_by_length": Flip(train, True),
+        "pad_to_multiple": Flip(train, 16),
+        "num_workers": Flip(workers, 1),
+        "streaming": Flip(is_stream, True),
+        "shuffle_buffer": Flip(train, 1, {"streaming": True}),
+        "cache_dir": Flip(cached_files, of_world("cache")),
+        "seed": Flip(train, 1),
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def world(model_folder, source, batch, adapter, tmp_path_factory):
+    """Models and data that the flips choose from."""
+    tmp = tmp_path_factory.mktemp("world")
+    rows = [{"prompt": "Q", "chosen": "yes", "rejected": answer} for answer in ("no", "yes")]
+    _write(tmp / "broken.jsonl", rows)
+    turns = {
+        role: [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}]
+        for role, text in (("chosen", "yes"), ("rejected", "no"))
+    }
+    _write(tmp / "chat.jsonl", [turns])
+    other_source = write_data(tmp / "data", train=8)
+    return SimpleNamespace(
+        tmp=tmp,
+        model=model_folder,
+        other=write_model(tmp / "other", rms_norm_eps=0.5, attention_dropout=0.0),
+        adapter=adapter,
+        remote=_remote(model_folder, tmp / "remote"),
+        words=_words(tmp / "words"),
+        file=f"{other_source}/train.jsonl",
+        chat=str(tmp / "chat.jsonl"),
+        broken=str(tmp / "broken.jsonl"),
+        cache=str(tmp / "cache"),
+        batch=batch,
+        policy=build_policy(PolicyConfig(path=model_folder)),
+        data=lambda **options: make_data(
+            **{"source": source, "model_folder": model_folder, **_renamed(options)}
+        ),
+    )
+
+
+def _renamed(options):
+    names = {"tokenizer": "model_folder"}
+    return {names.get(name, name): value for name, value in options.items()}
+
+
+def _write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _words(folder):
+    """The byte-level tokenizer with a word."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["yes"])
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _remote(model_folder, folder):
+    """A folder that brings its own modelling code."""
+    folder.mkdir()
+    (folder / "own_llama.py").write_text(
+        "from transformers import LlamaForCausalLM\n\n\n"
+        "class OwnLlama(LlamaForCausalLM):\n    pass\n"
+    )
+    build_policy(PolicyConfig(path=model_folder)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "llama", "architectures": ["OwnLlama"]}
+    config["auto_map"] = {"AutoModelForCausalLM": "own_llama.OwnLlama"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def fields(kind):
+    if dataclasses.is_dataclass(kind):
+        return [field.name for field in dataclasses.fields(kind)]
+    return list(inspect.signature(kind).parameters)
+
+
+def test_every_field_has_a_flip():
+    for kind, flips in FLIPS.items():
+        assert sorted(flips) == sorted(fields(kind)), kind
+
+
+@pytest.mark.parametrize(
+    ("name", "flip"),
+    [
+        pytest.param(name, flip, id=f"{kind.__name__}.{name}")
+        for kind, flips in FLIPS.items()
+        for name, flip in flips.items()
+    ],
+)
+def test_g10_a_flipped_field_shows(world, name, flip):
+    def resolved(value):
+        return value(world) if getattr(value, "needs_world", False) else value
+
+    base = {key: resolved(value) for key, value in flip.base.items()}
+    flipped = {**base, name: resolved(flip.value)}
+    before = flip.observe(world, base)
+    if flip.refused is not None:
+        with pytest.raises(InputError, match=flip.refused):
+            flip.observe(world, flipped)
+        return
+    assert flip.observe(world, base) == before  # the same options show the same
+    assert flip.observe(world, flipped) != before

@@ -1,0 +1,93 @@
+"""What the modules refuse, with the reason."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+
+from lit_tidpo.components.dpo import DPOLoss
+from lit_tidpo.errors import InputError
+from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.testing import tiny_policy
+
+from .runs import (
+    NO_TRIPLET,
+    QUIET,
+    make_data,
+    make_module,
+    quiet_trainer,
+)
+
+pytestmark = QUIET
+
+
+def _strategy(kind):
+    return {
+        "fsdp": FSDPStrategy(),
+        "deepspeed": DeepSpeedStrategy.__new__(DeepSpeedStrategy),
+        "ddp_spawn": DDPStrategy(start_method="spawn"),
+        "ddp_notebook": DDPStrategy(start_method="fork"),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("fsdp", "FSDPStrategy is not supported yet: gradient attribution and the frozen ref"),
+        ("deepspeed", "DeepSpeedStrategy is not supported yet"),
+        ("ddp_spawn", "ddp_spawn returns a module without its trained policy.*use strategy=ddp"),
+        ("ddp_notebook", "ddp_fork returns a module without its trained policy"),
+    ],
+)
+def test_n6_strategies_that_are_refused(model_folder, kind, reason):
+    module = make_module(model_folder)
+    # FSDP and DeepSpeed cannot be made by a Trainer here
+    stub = SimpleNamespace(strategy=_strategy(kind), precision_plugin=None)
+    module._trainer = stub
+    with pytest.raises(InputError, match=reason):
+        module.setup("fit")
+
+
+def test_n6_models_that_cannot_be_attributed(model_folder):
+    reentrant = tiny_policy()
+    reentrant.activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(InputError, match="reentrant activation checkpointing"):
+        PreferenceModule(PolicyConfig()).attach(reentrant)
+    compiled = torch.compile(tiny_policy(), backend="eager")
+    with pytest.raises(InputError, match="compile its layers one by one"):
+        PreferenceModule(PolicyConfig()).attach(compiled, tiny_policy())
+    plain = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
+    plain.attach(reentrant)
+    assert plain.policy is reentrant
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_casting_the_policy_alone_is_refused(model_folder, data, precision):
+    trainer = quiet_trainer(max_steps=1, precision=precision)
+    with pytest.raises(InputError, match=f"precision={precision} would cast the policy"):
+        trainer.fit(make_module(model_folder), data)
+
+
+def test_arguments_out_of_range_are_refused():
+    config = PolicyConfig()
+    for options, reason in [
+        ({"importance_every": -1}, "importance_every=-1"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"lr_schedule": "step"}, "lr_schedule='step': expected one of"),
+        ({"beta": 0.0}, "beta=0.0"),
+        ({"loss_weights": {"tripelt": 0.1}}, "loss_weights names .'tripelt'."),
+        ({"loss_weights": {"preference": 0, "triplet": 0}}, "every loss has the weight 0"),
+    ]:
+        with pytest.raises(InputError, match=reason):
+            PreferenceModule(config, **options)
+
+
+def test_a_schedule_needs_an_end(model_folder, source):
+    endless = make_data(source, model_folder, streaming=True)
+    module = make_module(model_folder, lr_schedule="linear", **NO_TRIPLET)
+    with pytest.raises(InputError, match="lr_schedule='linear' needs an end"):
+        quiet_trainer(max_epochs=1).fit(module, endless)
