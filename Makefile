@@ -26,7 +26,7 @@ policy: $(VENV)/.dev
 	$(BIN)/lit-tidpo sft fit --config configs/sft_stdlib.yaml
 	rm -rf runs/policy
 	$(BIN)/lit-tidpo export runs/sft_stdlib/policy.ckpt runs/policy --dtype bfloat16
-	cp runs/policy/model.safetensors lit_tidpo/assets/policy/
+	cp runs/policy/config.json runs/policy/generation_config.json runs/policy/model.safetensors lit_tidpo/assets/policy/
 
 clean:
 	rm -rf $(VENV) runs
