@@ -171,6 +171,20 @@ def test_generation_gets_left_padded_prompts_and_every_option(monkeypatch):
     assert {name: call[name] for name in expected} == expected
 
 
+@pytest.mark.xfail(strict=True, reason="generation also takes what the model's folder suggests")
+@pytest.mark.parametrize(
+    "setting",
+    [{"repetition_penalty": 1.5}, {"num_beams": 2}, {"return_dict_in_generate": True}],
+)
+def test_an_anchor_comes_from_the_policy_as_it_is(setting):
+    """Settings that a model ships for chatting do not change what the policy samples."""
+    policy = tiny_policy()
+    policy.generation_config.update(**setting)
+    anchors = sample_anchors(policy, BATCH, GREEDY)
+    rows = [tokens(anchors, row) for row in range(3)]
+    assert rows == [greedy_continuation(policy, prompt, 8) for prompt in PROMPTS]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_t3_generation_runs_in_eval_mode_and_restores_each_modules_own(monkeypatch, fails):
     """T3: without a graph; modes come back even after an error."""

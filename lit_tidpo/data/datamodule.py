@@ -56,7 +56,7 @@ class PreferenceDataModule(LightningDataModule):
         eval_batch_size: Pairs in a batch of validation, test and prediction; None means
             ``batch_size``.
         drop_last: Leave out an incomplete last training batch rather than train on it.
-        group_by_length: Put pairs of like length into a training batch, so that less is padding.
+        group_by_length: Put pairs of like length into a batch, so that less is padding.
         pad_to_multiple: Pad batches to a multiple of this many tokens.
         num_workers: Processes that load batches; 0 loads in the main one, and streaming takes at
             most 1.
@@ -279,7 +279,7 @@ class PreferenceDataModule(LightningDataModule):
             shuffle=train,
             seed=self.source.seed,
             drop_last=drop_last,
-            lengths=pairs.rows["length"][:] if train and self.group_by_length else None,
+            lengths=pairs.rows["length"][:] if self.group_by_length else None,
             **self._share,
         )
 

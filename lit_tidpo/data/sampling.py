@@ -26,7 +26,7 @@ class ResumableSampler(DistributedSampler[int]):
         num_replicas: Number of ranks.
         rank: This rank.
         batch_size: Rows per batch and rank.
-        shuffle: Shuffle, differently in each epoch.
+        shuffle: Shuffle, differently in each epoch; otherwise the order is always the same.
         seed: Seed of the order.
         drop_last: Leave out the incomplete last global batch, rather than fill up its last round.
         lengths: Tokens of each row; with them, batches hold rows of like length.
@@ -88,11 +88,9 @@ class ResumableSampler(DistributedSampler[int]):
 
     def _order(self) -> list[int]:
         size = len(self.dataset)  # type: ignore[arg-type]
-        if not self.shuffle:
-            return list(range(size))
         # Not their sum: the orders of seed 1 would be those of seed 0, an epoch later.
-        generator = random.Random(f"{self.seed} {self.epoch}")
-        order = generator.sample(range(size), size)
+        generator = random.Random(f"{self.seed} {self.epoch if self.shuffle else 0}")
+        order = generator.sample(range(size), size) if self.shuffle else list(range(size))
         if self.lengths is None:
             return order
         return self._grouped(order, self.lengths, generator)

@@ -120,7 +120,12 @@ def test_group_by_length_reaches_the_sampler(folder, tokenizer_folder):
     loader = data.train_dataloader()
     rows = [loader.dataset[place] for place in range(7)]
     assert loader.sampler.lengths == [row["length"] for row in rows]
-    assert data.val_dataloader().sampler.lengths is None
+    evaluation = data.val_dataloader().sampler
+    assert evaluation.lengths is not None
+    order = list(evaluation)
+    evaluation.set_epoch(3)
+    assert list(evaluation) == order  # a limited number of batches holds the same rows each time
+    assert sorted(order) == list(range(5))
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.5])
