@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,7 +71,7 @@ def sample_anchors(
     rows = batch.role("chosen")
     contexts = _context_lengths(rows, options)
     prompts, mask = _left_padded(rows.input_ids, contexts)
-    with torch.no_grad(), evaluating(policy):
+    with torch.no_grad(), evaluating(policy), _plain_sampling(policy):
         generated = policy.generate(
             input_ids=prompts,
             attention_mask=mask,
@@ -78,7 +80,6 @@ def sample_anchors(
             top_k=options.top_k,
             top_p=options.top_p,
             max_new_tokens=_room(policy, prompts.shape[1], options.max_new_tokens),
-            pad_token_id=_pad_id(policy),
             use_cache=True,
             synced_gpus=synced,
         )
@@ -92,6 +93,27 @@ def sample_anchors(
         index=batch.index,
         counted=batch.counted,
     )
+
+
+@contextmanager
+def _plain_sampling(policy: Any) -> Iterator[None]:
+    """Leave out what the model's own generation settings would add, such as a repetition penalty.
+
+    An anchor is a sample of the policy as it is. Settings passed to ``generate`` are filled up from
+    the model's, so those are exchanged.
+    """
+    from transformers import GenerationConfig
+
+    # peft's wrapper hands its settings on to the model inside.
+    models = [policy, policy.get_base_model()] if hasattr(policy, "get_base_model") else [policy]
+    settings = [model.generation_config for model in models]
+    ends, pad = _end_ids(policy) or None, _pad_id(policy)
+    policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for model, own in zip(models, settings, strict=True):
+            model.generation_config = own
 
 
 def _context_lengths(rows: ResponseBatch, options: AnchorOptions) -> Tensor:

@@ -65,7 +65,7 @@ def export_checkpoint(
     content = read_checkpoint(checkpoint)
     config = _policy_config(content, checkpoint)
     # The checkpoint holds all weights: none need to be loaded first.
-    policy: Any = build_policy(dataclasses.replace(config, init="random"))
+    policy: Any = build_policy(dataclasses.replace(config, init="random", disable_dropout=False))
     state = content["state_dict"]
     weights = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,11 @@ class Objective:
         unknown = sorted(loss_weights.keys() - losses.keys())
         if unknown:
             raise InputError(f"loss_weights names {unknown}; the losses are {sorted(losses)}")
-        if beta <= 0:
-            raise InputError(f"beta={beta}: expected more than 0")
+        endless = {name: factor for name, factor in loss_weights.items() if not isfinite(factor)}
+        if endless:
+            raise InputError(f"loss_weights={endless}: expected finite numbers")
+        if not (beta > 0 and isfinite(beta)):
+            raise InputError(f"beta={beta}: expected a finite number above 0")
         self.importance = importance
         self.weighting = weighting
         self.beta = beta

@@ -70,6 +70,11 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.init_seed < 2**63:
             raise InputError(f"policy.init_seed={self.init_seed}: expected 0 or more")
+        if self.disable_dropout and self.lora is not None and self.lora.dropout > 0:
+            raise InputError(
+                f"policy.lora.dropout={self.lora.dropout} has no effect with "
+                "policy.disable_dropout=true: set one of them"
+            )
         if self.lora is not None and self.adapter is not None:
             raise InputError(
                 "policy.lora starts a new adapter and policy.adapter goes on with one: set one"
@@ -180,17 +185,21 @@ def disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability in a model to 0.
 
     Attention layers keep theirs as a plain number (``attention_dropout``), which is no
-    ``nn.Dropout``: both kinds are set.
+    ``nn.Dropout``, and some read theirs from the config at each forward: all kinds are set.
 
     Args:
-        model: Changed in place; its config keeps the original values.
+        model: Changed in place, with its config.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
+    holders: list[object] = list(model.modules())
+    config = getattr(model, "config", None)
+    if config is not None:
+        holders += [config, config.get_text_config()]
+    for holder in holders:
+        if isinstance(holder, nn.Dropout):
+            holder.p = 0.0
+        for name, value in vars(holder).items():
             if "drop" in name and isinstance(value, float):  # layerdrop, resid_pdrop, ...
-                setattr(module, name, 0.0)
+                setattr(holder, name, 0.0)
 
 
 @contextmanager

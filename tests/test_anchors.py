@@ -117,9 +117,7 @@ def test_t2_an_anchor_goes_up_to_and_including_its_first_end(monkeypatch, pad):
     """T2: also where padding is the end-of-sequence token itself."""
     policy = tiny_policy()
     policy.generation_config.pad_token_id = pad
-    calls = fake_generate(
-        policy, monkeypatch, [[9, END, pad, pad], [9, 8, 7, 6], [END, pad, pad, pad]]
-    )
+    fake_generate(policy, monkeypatch, [[9, END, pad, pad], [9, 8, 7, 6], [END, pad, pad, pad]])
     anchors = sample_anchors(policy, BATCH, AnchorOptions(max_new_tokens=4))
     assert [tokens(anchors, row) for row in range(3)] == [
         [5, 6, 9, END],
@@ -131,7 +129,6 @@ def test_t2_an_anchor_goes_up_to_and_including_its_first_end(monkeypatch, pad):
     assert anchors.response_mask.tolist() == mask
     assert anchors.roles == ("anchor",)
     assert anchors.index.tolist() == [10, 11, 12]
-    assert calls[0]["pad_token_id"] == pad
 
 
 def test_t2_any_of_several_ends_counts(monkeypatch):
@@ -171,7 +168,6 @@ def test_generation_gets_left_padded_prompts_and_every_option(monkeypatch):
     assert {name: call[name] for name in expected} == expected
 
 
-@pytest.mark.xfail(strict=True, reason="generation also takes what the model's folder suggests")
 @pytest.mark.parametrize(
     "setting",
     [{"repetition_penalty": 1.5}, {"num_beams": 2}, {"return_dict_in_generate": True}],

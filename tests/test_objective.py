@@ -103,7 +103,7 @@ def test_nothing_to_train_on_is_refused():
 
 @pytest.mark.parametrize("beta", [0.0, -0.1])
 def test_a_beta_that_is_not_positive_is_refused(beta):
-    with pytest.raises(InputError, match="expected more than 0"):
+    with pytest.raises(InputError, match="expected a finite number above 0"):
         make_objective(beta=beta)
 
 

@@ -27,6 +27,8 @@ class WeightedDPOLoss(LossComponent):
     ) -> None:
         if alpha < 0:
             raise InputError(f"alpha={alpha}: expected 0 or more")
+        if kl_term != "tdpo2" and alpha != 0.5:
+            raise InputError(f"alpha={alpha} has no effect with kl_term={kl_term!r}: use 'tdpo2'")
         self.alpha = alpha
         self.kl_term = kl_term
 

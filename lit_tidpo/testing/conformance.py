@@ -48,13 +48,27 @@ def check_importance_estimator(estimator: ImportanceEstimator) -> None:
     mask = batch.response_mask
     assert bool(whole[mask].isfinite().all()), f"{name}: scores are NaN or infinite"
     assert bool((whole[mask] >= 0).all()), f"{name}: scores are negative"
-    chosen = batch.rows("chosen")
-    alone = scores(batch.role("chosen"))
-    width = alone.shape[1]
-    _assert_close(
-        f"{name}: scores of a row depend on other rows or on padding",
-        alone[mask[chosen, :width]],
-        whole[chosen, :width][mask[chosen, :width]],
+    for row, length in enumerate(batch.lengths.tolist()):
+        _assert_close(
+            f"{name}: scores of a row depend on other rows or on padding",
+            scores(_single_row(batch, row))[0, mask[row, :length]],
+            whole[row, :length][mask[row, :length]],
+        )
+
+
+def _single_row(batch: ResponseBatch, row: int) -> ResponseBatch:
+    """One row as a batch of one response, without padding."""
+    length = int(batch.lengths[row])
+    weights = batch.supplied_weights
+    return dataclasses.replace(
+        batch,
+        input_ids=batch.input_ids[row : row + 1, :length],
+        prompt_lengths=batch.prompt_lengths[row : row + 1],
+        lengths=batch.lengths[row : row + 1],
+        roles=("chosen",),
+        index=batch.index[:1],
+        counted=batch.counted[:1],
+        supplied_weights=None if weights is None else weights[row : row + 1, :length],
     )
 
 
@@ -103,16 +117,16 @@ def _same(first: Any, second: Any) -> bool:
 
 def _assert_close(message: str, first: Tensor, second: Tensor) -> None:
     difference = (first - second).abs().max().item()
-    scale = second.abs().max().clamp(min=1.0).item()
+    scale = second.abs().max().clamp(min=1e-12).item()
     assert difference <= 1e-4 * scale, f"{message} (by up to {difference:.3g})"
 
 
 def check_loss_component(component: LossComponent, beta: float = 0.1) -> None:
     """Check a loss component on random per-token results.
 
-    It gives one finite loss for each pair; each pair counts alone; values off the response do not
-    count; at least one policy log-prob gets a gradient; its inputs stay as they are; its arguments
-    can be stored.
+    It needs no more than it declares; it gives one finite loss for each pair; each pair counts
+    alone; values off the response do not count; at least one policy log-prob gets a gradient; its
+    inputs stay as they are; its arguments can be stored.
 
     Args:
         component: An instance of the plugin's class.
@@ -124,9 +138,15 @@ def check_loss_component(component: LossComponent, beta: float = 0.1) -> None:
     name = type(component).__name__
     check_needs(name, component.needs)
     plain(component)
-    scores = tiny_scores()
+    scores = _declared(tiny_scores(), component.needs)
+    before = {role: _map(tokens, torch.clone) for role, tokens in scores.items()}
     pairs = len(scores["chosen"].mask)
     loss = component.loss(scores, beta)
+    for role, tokens in scores.items():
+        changed = [
+            key for key, value in vars(before[role]).items() if not _same(value, vars(tokens)[key])
+        ]
+        assert not changed, f"{name}: changes {changed} of {role!r}"
     assert loss.shape == (pairs,), f"{name}: shape {tuple(loss.shape)}, expected ({pairs},)"
     assert bool(loss.isfinite().all()), f"{name}: loss is NaN or infinite"
     leaves = [tokens.policy_logps for tokens in scores.values()]
@@ -138,6 +158,14 @@ def check_loss_component(component: LossComponent, beta: float = 0.1) -> None:
     _assert_close(f"{name}: the loss of a pair depends on other pairs", first, loss[:1])
     polluted = component.loss(_polluted(scores), beta)
     _assert_close(f"{name}: values off the response count", polluted.nan_to_num(1e9), loss)
+
+
+def _declared(scores: dict[str, TokenScores], needs: frozenset[str]) -> dict[str, TokenScores]:
+    """The results that a component with these needs would be given."""
+    fields = {"reference.logps": "reference_logps", "kl": "kl", "weights": "weights"}
+    missing: dict[str, Any] = {field: None for need, field in fields.items() if need not in needs}
+    roles = [role for role in scores if role != "anchor" or "anchor" in needs]
+    return {role: dataclasses.replace(scores[role], **missing) for role in roles}
 
 
 def _map(tokens: TokenScores, change: Callable[[Tensor], Tensor]) -> TokenScores:

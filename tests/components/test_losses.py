@@ -144,8 +144,9 @@ def test_l2_tdpo_equals_a_naive_loop_in_value_and_gradient(seed, kl_term, weight
     mask = batch.response_mask
     weights = batch.supplied_weights.double() if weighted else mask.double()
     scores = scores_of(batch, policy, reference, weights)
-    ours = WeightedDPOLoss(alpha=0.3, kl_term=kl_term).loss(scores, beta=0.2)
-    expected = naive_loss(batch, policy, reference, weights, 0.2, 0.3, kl_term)
+    alpha = 0.3 if kl_term == "tdpo2" else 0.5
+    ours = WeightedDPOLoss(alpha=alpha, kl_term=kl_term).loss(scores, beta=0.2)
+    expected = naive_loss(batch, policy, reference, weights, 0.2, alpha, kl_term)
     torch.testing.assert_close(ours, expected)
     gradients = [torch.autograd.grad(loss.sum(), policy)[0] for loss in (ours, expected)]
     torch.testing.assert_close(*gradients)
@@ -177,9 +178,15 @@ def test_l10_swapped_roles_shift_the_loss_by_the_margin():
     assert shift.tolist() == pytest.approx([0.3 * value for value in margin], abs=1e-6)
 
 
+@pytest.mark.parametrize("kl_term", ["tdpo1", "none"])
+def test_g10_an_alpha_without_effect_is_refused(kl_term):
+    with pytest.raises(InputError, match=r"alpha=0\.3 has no effect"):
+        WeightedDPOLoss(alpha=0.3, kl_term=kl_term)
+
+
 def test_divergences_are_asked_for_where_they_count_only():
     assert "kl" in WeightedDPOLoss().needs
-    assert "kl" in WeightedDPOLoss(alpha=0.0, kl_term="tdpo1").needs
+    assert "kl" in WeightedDPOLoss(kl_term="tdpo1").needs
     assert "kl" not in WeightedDPOLoss(alpha=0.0).needs
     assert "kl" not in WeightedDPOLoss(kl_term="none").needs
     assert {"weights", "reference.logps"} <= WeightedDPOLoss().needs

@@ -29,7 +29,7 @@ OPTIONS = {
     "importance": GradientImportance("response_logp", norm="l2", exclude_target=True),
     "weighting": Weighting(mix=0.4, prior="softmax", scale="sum"),
     "losses": {
-        "main": WeightedDPOLoss(alpha=0.2, kl_term="tdpo1"),
+        "main": WeightedDPOLoss(alpha=0.2),
         "other": TripletLoss(margin=2.0, mean=True),
     },
     "loss_weights": {"other": 0.3},
