@@ -83,6 +83,7 @@ def test_predict_writes_parquet_and_never_over_a_file(command, tmp_path, capsys)
     assert target.read_bytes() == content
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_what_the_user_types_beats_the_checkpoint(command, tmp_path):
     command("fit", *FAST, "--model.beta=0.1", "--trainer.logger=false")
     checkpoint = next((tmp_path / "checkpoints").glob("*.ckpt"))

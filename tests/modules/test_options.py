@@ -205,6 +205,12 @@ class Spoiled(DPOLoss):
         return super().loss(scores, beta) * torch.nan
 
 
+def evaluated(world, options):
+    made = module(world, options)
+    (metrics,) = quiet_trainer(limit_val_batches=1.0).validate(made, world.data(), verbose=False)
+    return sorted(metrics)
+
+
 def skipped(world, options):
     made = module(world, {"losses": {"preference": Spoiled()}, "optimizer": SGD, **options})
     quiet_trainer(max_steps=1).fit(made, world.data())
@@ -358,6 +364,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "beta": Flip(loss, 0.5),
         "anchor": Flip(anchored, AnchorOptions(max_new_tokens=2)),
         "importance_every": Flip(estimator_calls, 2),
+        "evaluation": Flip(evaluated, "rewards"),
         "non_finite": Flip(skipped, "raise", {"non_finite": "skip"}, refused="NaN or infinite"),
         "optimizer": Flip(preference_optimizer, ADAM),
         "lr_schedule": Flip(preference_rates, "cosine"),

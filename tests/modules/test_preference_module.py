@@ -280,3 +280,22 @@ def test_w8_half_precision(model_folder, data, trainer, policy):
     assert moved["train/kl/chosen"] > 1e-3
     expected = torch.bfloat16 if policy else torch.float32
     assert {parameter.dtype for parameter in module.policy.parameters()} == {expected}
+
+
+def test_evaluation_by_rewards_alone_runs_no_estimator_and_samples_no_anchor(
+    source, model_folder, monkeypatch
+):
+    """The rewards are those of the whole objective's evaluation."""
+
+    def validate(**options):
+        module = make_module(model_folder, **options)
+        data = make_data(source, model_folder)
+        return quiet_trainer(limit_val_batches=1.0).validate(module, data, verbose=False)[0]
+
+    whole = validate()
+    refuse = pytest.fail
+    monkeypatch.setattr("lit_tidpo.modules.preference.sample_anchors", refuse)
+    monkeypatch.setattr("lit_tidpo.objective.Objective.weigh", refuse)
+    rewards = validate(evaluation="rewards")
+    assert {"val/rewards/accuracies", "val/logps/accuracies"} <= rewards.keys() < whole.keys()
+    assert rewards == {name: pytest.approx(whole[name], abs=1e-6) for name in rewards}
