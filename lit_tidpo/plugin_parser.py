@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import _typehints
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.errors import PluginError
 from lit_tidpo.registry import IMPORTANCE, LOSSES, found
@@ -31,13 +32,15 @@ def load_named_plugins(args: Sequence[str]) -> dict[str, str]:
     Returns:
         What is wrong with each plugin that could not be used, by its name.
     """
-    text = "\n".join(_texts(args))
+    texts = list(_texts(args))
     problems = {}
     for group in (IMPORTANCE, LOSSES):
         namespace = importlib.import_module(group)
-        prefix = rf"(?<![\w.])(?:{re.escape(group)}\.)?"
         for name in {entry.name for entry in found(group)}:
-            if not re.search(rf"{prefix}{re.escape(name)}(?!\w)", text):
+            short, full = (rf"(?<![\w.]){re.escape(n)}(?!\w)" for n in (name, f"{group}.{name}"))
+            folders = [folder for text, folder in texts if re.search(short, text)]
+            _warn_of_files(f"{group}.{name}", {folder / name for folder in folders})
+            if not folders and not any(re.search(full, text) for text, _ in texts):
                 continue
             try:
                 getattr(namespace, name)
@@ -46,12 +49,22 @@ def load_named_plugins(args: Sequence[str]) -> dict[str, str]:
     return problems
 
 
-def _texts(args: Sequence[str]) -> Iterator[str]:
-    """The arguments and the text of every configuration file reachable from them."""
+def _warn_of_files(plugin: str, paths: set[Path]) -> None:
+    """Warn of files that jsonargparse would read in the place of a plugin, even empty ones."""
+    for path in paths:
+        if path.is_file():
+            rank_zero_warn(
+                f"the file {path} has the name of a plugin and would be read as a configuration: "
+                f"move it, or write {plugin}"
+            )
+
+
+def _texts(args: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """The arguments, the text of every configuration reachable from them, and their folders."""
     waiting, seen = [(text, Path()) for text in args], set()
     while waiting:
         text, folder = waiting.pop()
-        yield text
+        yield text, folder
         for name in _file_names(text):
             # jsonargparse reads a file that a configuration names from that one's own folder.
             path = folder / Path(name).expanduser()

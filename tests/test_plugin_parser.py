@@ -273,6 +273,19 @@ def test_an_option_that_the_plugin_lacks_is_named(parse, capsys):
     assert "norn" in error
 
 
+@pytest.mark.parametrize("in_yaml", [False, True])
+def test_a_file_called_like_a_plugin_is_warned_of(tmp_path, monkeypatch, in_yaml):
+    # jsonargparse reads it, and an empty one would silently leave the estimator unset
+    (tmp_path / "uniform").touch()
+    (tmp_path / "model.yaml").write_text("model: {importance: uniform}")
+    monkeypatch.chdir(tmp_path.parent if in_yaml else tmp_path)
+    args = [f"--config={tmp_path / 'model.yaml'}"] if in_yaml else ["--model.importance=uniform"]
+    with pytest.warns(UserWarning, match=r"uniform has .* or write lit_tidpo\.importance\.uniform"):
+        load_named_plugins(args)
+    load_named_plugins(["--model.importance=lit_tidpo.importance.uniform"])
+    load_named_plugins(["--model.importance=gradient"])
+
+
 # What is imported
 
 

@@ -86,7 +86,11 @@ def test_g6_data_that_were_asked_for_before_the_restart_still_go_on(fit, tmp_pat
 
 @pytest.mark.parametrize(
     "other",
-    [{"policy": {"disable_dropout": True}}, {"seed": 1}, {"anchor": AnchorOptions(temperature=2)}],
+    [
+        {"policy": {"disable_dropout": True}},
+        {"seed": 1},
+        {"anchor": AnchorOptions(max_new_tokens=5, temperature=2)},
+    ],
     ids=["dropout", "seed", "anchors"],
 )
 def test_what_resuming_repeats_does_count(fit, other):
