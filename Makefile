@@ -16,6 +16,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 
 # Rebuild what the package ships. `policy` trains for about an hour on two cores.
 data: $(VENV)/.dev

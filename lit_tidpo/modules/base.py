@@ -85,7 +85,7 @@ class PolicyModule(LightningModule):
         if not isinstance(strategy, _PROVEN) or isinstance(strategy, DeepSpeedStrategy):
             raise InputError(
                 f"strategy {type(strategy).__name__} is not supported yet: gradient attribution "
-                "and the frozen reference are proven for one device and for strategy=ddp"
+                "and the frozen reference are proven for one device, ddp and model_parallel (FSDP2)"
             )
         if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
             raise InputError(

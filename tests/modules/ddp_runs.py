@@ -10,12 +10,22 @@ import sys
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.policy import LoraOptions, PolicyConfig
 
-from .runs import NO_TRIPLET, SGD, Recorder, make_data, make_module, parameters, quiet_trainer
+from .runs import (
+    NO_TRIPLET,
+    SGD,
+    Recorder,
+    make_data,
+    make_module,
+    parameters,
+    quiet_trainer,
+    whole,
+)
 
 GLOBAL_BATCH = 4
 STEPS = 4
@@ -66,6 +76,20 @@ RUNS = {
     "adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
     "spoiled": (spoiled, {}, {}, {"limit_val_batches": 0}),
     "sft": (sft, {}, {"max_rows": 11}, {"accumulate_grad_batches": 2}),
+    "sharded, adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
+    "sharded": (preference, {}, {"max_rows": 11}, {}),
+    "sharded, checkpointing": (
+        preference,
+        {"policy": {"activation_checkpointing": True}},
+        {},
+        {},
+    ),
+    "sharded, accumulated, clipped": (
+        preference,
+        {},
+        {"max_rows": 11},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
+    ),
 }
 
 
@@ -80,8 +104,16 @@ class Watcher(Callback):
         reference = getattr(getattr(module, "reference", None), "model", None)
         frozen = [] if reference is None else list(reference.parameters())
         self.reference_inside = any(id(parameter) in inside for parameter in frozen)
-        self.frozen_before = [parameter.clone() for parameter in frozen]
         self.frozen = frozen
+        self.frozen_before = whole(frozen)
+
+
+def strategy_of(name, devices):
+    if devices == 1:
+        return "auto"
+    if not name.startswith("sharded"):
+        return "ddp"
+    return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)  # FSDP2
 
 
 def run(name, model_folder, source, devices):
@@ -92,7 +124,7 @@ def run(name, model_folder, source, devices):
     recorder, watcher = Recorder(), Watcher()
     trainer = quiet_trainer(
         devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=strategy_of(name, devices),
         max_steps=STEPS,
         callbacks=[recorder, watcher],
         **{"limit_val_batches": 1.0, **trainer_options},
@@ -111,7 +143,7 @@ def run(name, model_folder, source, devices):
         "reference_inside": watcher.reference_inside,
         "reference_moved": any(
             not torch.equal(now, before)
-            for now, before in zip(watcher.frozen, watcher.frozen_before, strict=True)
+            for now, before in zip(whole(watcher.frozen), watcher.frozen_before, strict=True)
         ),
         "skipped": getattr(module, "skipped_steps", 0),
     }

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lit_tidpo.anchors import AnchorOptions
@@ -189,7 +190,16 @@ def logits(model: torch.nn.Module, batch: ResponseBatch) -> torch.Tensor:
 
 def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the parameters by name."""
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
+    names, values = zip(*module.named_parameters(), strict=True)
+    return dict(zip(names, whole(values), strict=True))
+
+
+def whole(values) -> list[torch.Tensor]:
+    """Copies of tensors, gathered where they are sharded."""
+    return [
+        (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for value in values
+    ]
 
 
 def assert_same(first: dict, second: dict, atol: float = 0.0) -> None:

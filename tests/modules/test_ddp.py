@@ -49,6 +49,8 @@ def test_n3_two_processes_train_like_one(two_processes, model_folder, source, na
 def test_the_reference_is_in_no_bucket(two_processes):
     for found in two_processes:
         for name, result in found.items():
+            if name.startswith("sharded"):
+                continue  # FSDP2 has no buckets
             assert result["synchronised"] == sorted(
                 f"module.{key}" for key in result["parameters"]
             ), name
