@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "plugins": _list_plugins,
         "export": _export,
-        "sft": lambda rest: _run(SFTModule, rest),
+        "sft": lambda rest: _run(SFTModule, rest, "lit-tidpo sft"),
     }
     try:
         if command in ("-h", "--help"):
@@ -95,12 +95,13 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def _run(module: type[LightningModule], args: list[str]) -> None:
+def _run(module: type[LightningModule], args: list[str], prog: str = "lit-tidpo") -> None:
     PluginArgumentParser.problems = load_named_plugins(args)
     TidpoCLI(
         module,
         PreferenceDataModule,
         parser_class=PluginArgumentParser,
+        parser_kwargs={"prog": prog},
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=args,

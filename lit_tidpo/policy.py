@@ -70,6 +70,11 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.init_seed < 2**63:
             raise InputError(f"policy.init_seed={self.init_seed}: expected 0 or more")
+        if self.init_seed and self.init == "pretrained":
+            raise InputError(
+                f"policy.init_seed={self.init_seed} has no effect with policy.init='pretrained': "
+                "leave it out, or set policy.init=random"
+            )
         if self.disable_dropout and self.lora is not None and self.lora.dropout > 0:
             raise InputError(
                 f"policy.lora.dropout={self.lora.dropout} has no effect with "

@@ -60,6 +60,8 @@ def test_the_sft_configuration():
 
 @pytest.mark.slow
 def test_the_quick_start_writes_checkpoint_curves_configuration_and_page(tmp_path, monkeypatch):
+    for package in ("matplotlib", "tensorboard"):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     main(
         [

@@ -266,3 +266,8 @@ def test_n7_adapters_without_peft_are_refused_with_what_to_install(folder, monke
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"pip install 'lit-tidpo\[lora\]'"):
         build_policy(PolicyConfig(path=folder("llama"), lora=LoraOptions()))
+
+
+def test_g10_a_seed_of_weights_that_are_not_drawn_is_refused():
+    with pytest.raises(InputError, match="init_seed=1 has no effect"):
+        PolicyConfig(path="anything", init_seed=1)

@@ -140,6 +140,11 @@ class PreferenceDataModule(LightningDataModule):
             raise InputError(
                 f"invalid_rows must be one of {get_args(InvalidRows)}; got {self.invalid_rows!r}"
             )
+        if self.shuffle_buffer != 1000 and not self.source.streaming:
+            raise InputError(
+                f"shuffle_buffer={self.shuffle_buffer} has no effect without streaming, which "
+                "shuffles all rows: leave it out, or set streaming=True"
+            )
         if self.source.streaming and self.group_by_length:
             raise InputError(
                 "group_by_length=True does not go with streaming, because a stream's lengths are "

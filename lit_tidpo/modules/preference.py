@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -97,6 +98,7 @@ class PreferenceModule(PolicyModule):
         estimator = importance or load(IMPORTANCE, "gradient", ImportanceEstimator)()
         self.objective = Objective(estimator, weighting, losses, loss_weights or {}, beta)
         parts = {**self.objective.losses, "importance": estimator}
+        self._warn_of_idle_settings(importance, weighting, anchor)
         # Components with parameters of their own are trained and saved with the policy.
         self.learned = nn.ModuleDict({k: v for k, v in parts.items() if isinstance(v, nn.Module)})
         self.reference: Reference | None = None
@@ -108,6 +110,18 @@ class PreferenceModule(PolicyModule):
         self._spoiled = False
         self.skipped_steps = 0
         self._count(quantity_names(self.objective.losses))
+
+    def _warn_of_idle_settings(
+        self, importance: ImportanceEstimator | None, weighting: Weighting, anchor: AnchorOptions
+    ) -> None:
+        needs = self.objective.needs
+        if "anchor" not in needs and anchor != _ANCHOR:
+            rank_zero_warn("model.anchor has no effect: no loss asks for an anchor")
+        if "weights" not in needs and (importance is not None or weighting != _WEIGHTING):
+            rank_zero_warn(
+                "model.importance and model.weighting have an effect on predict alone: no loss asks "
+                "for weights"
+            )
 
     # Models
 

@@ -308,3 +308,8 @@ def test_every_argument_has_help():
     actions = [action for action in parser._actions if action.dest.startswith("data.")]
     assert len(actions) >= 24
     assert all(action.help and len(action.help) > 15 for action in actions)
+
+
+def test_g10_a_shuffle_buffer_without_streaming_is_refused(folder, tokenizer_folder):
+    with pytest.raises(InputError, match="shuffle_buffer=5 has no effect"):
+        PreferenceDataModule(folder, tokenizer_folder, shuffle_buffer=5)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from lit_tidpo.anchors import AnchorOptions
 from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
 from lit_tidpo.estimators.attention import AttentionImportance
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.policy import PolicyConfig, build_policy
+from lit_tidpo.weighting import Weighting
 
 from .runs import (
     NO_TRIPLET,
@@ -201,6 +203,7 @@ def test_predict_tells_every_pair(trained, source, model_folder):
                     assert not value.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore:model.importance and model.weighting have")
 def test_predict_scores_though_no_loss_asks_for_weights(model_folder, data):
     module = make_module(model_folder, losses={"preference": DPOLoss()})
     (first, *_) = quiet_trainer().predict(module, data)
@@ -299,3 +302,16 @@ def test_evaluation_by_rewards_alone_runs_no_estimator_and_samples_no_anchor(
     rewards = validate(evaluation="rewards")
     assert {"val/rewards/accuracies", "val/logps/accuracies"} <= rewards.keys() < whole.keys()
     assert rewards == {name: pytest.approx(whole[name], abs=1e-6) for name in rewards}
+
+
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        ({"anchor": AnchorOptions(max_new_tokens=3)}, "model.anchor has no effect"),
+        ({"weighting": Weighting(mix=0.5)}, "have an effect on predict alone"),
+        ({"importance": AttentionImportance()}, "have an effect on predict alone"),
+    ],
+)
+def test_g10_settings_that_no_loss_uses_are_told(model_folder, options, warning):
+    with pytest.warns(UserWarning, match=warning):
+        make_module(model_folder, losses={"dpo": DPOLoss()}, **options)

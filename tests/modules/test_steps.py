@@ -130,6 +130,7 @@ def test_l7_scores_that_are_not_finite_count_too(model_folder, data):
     assert_same(parameters(module), parameters(before))
 
 
+@pytest.mark.filterwarnings("ignore:model.anchor has no effect")
 @pytest.mark.parametrize(
     ("options", "samples"),
     [
