@@ -119,8 +119,8 @@ class PreferenceModule(PolicyModule):
             rank_zero_warn("model.anchor has no effect: no loss asks for an anchor")
         if "weights" not in needs and (importance is not None or weighting != _WEIGHTING):
             rank_zero_warn(
-                "model.importance and model.weighting have an effect on predict alone: no loss asks "
-                "for weights"
+                "model.importance and model.weighting have an effect on predict alone: no loss "
+                "asks for weights"
             )
 
     # Models
