@@ -321,6 +321,7 @@ def module_with(gamma, policy):
     return module
 
 
+@pytest.mark.filterwarnings("ignore:model.anchor has no effect")
 def test_t5_gamma_zero_generates_nothing(monkeypatch):
     """T5: and a failure of generation goes through; nothing takes the anchor's place."""
     policy = tiny_policy()
