@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ class AnchorOptions:
         temperature: Divides the logits before sampling.
         top_k: Sample among this many tokens only; 0 among all.
         top_p: Sample among the likeliest tokens of this total probability only.
+        reuse_steps: Optimizer steps for which anchors are sampled in one go, by the policy of the
+            first of them, and kept; 1 samples at each step by the policy of that step. With a
+            loader of another library, only pairs that come again within them share an anchor.
     """
 
     source: Literal["prompt", "chosen_prefix"] = "prompt"
@@ -35,16 +39,33 @@ class AnchorOptions:
     temperature: float = 0.8
     top_k: int = 50
     top_p: float = 0.95
+    reuse_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise InputError(f"anchor.max_new_tokens={self.max_new_tokens}: expected 1 or more")
+        if self.reuse_steps < 1:
+            raise InputError(f"anchor.reuse_steps={self.reuse_steps}: expected 1 or more")
+        if self.top_k < 0:
+            raise InputError(f"anchor.top_k={self.top_k}: expected 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"anchor.top_p={self.top_p}: expected more than 0, and 1 at the most")
         if self.temperature <= 0:
             raise InputError(f"anchor.temperature={self.temperature}: expected more than 0")
         if not 0 < self.prefix_fraction < 1:
             raise InputError(f"anchor.prefix_fraction={self.prefix_fraction}: expected 0 to 1")
         if self.source == "prompt" and self.prefix_fraction != 0.5:
             raise InputError("anchor.prefix_fraction has no effect with anchor.source='prompt'")
+
+
+def window_batches(reuse_steps: int, accumulated: int) -> int:
+    """Batches whose anchors are sampled in one go.
+
+    Args:
+        reuse_steps: Optimizer steps for which anchors are kept.
+        accumulated: Batches of an optimizer step.
+    """
+    return reuse_steps * accumulated if reuse_steps > 1 else 1
 
 
 def sample_anchors(
@@ -71,22 +92,21 @@ def sample_anchors(
     rows = batch.role("chosen")
     contexts = _context_lengths(rows, options)
     prompts, mask = _left_padded(rows.input_ids, contexts)
+    width = prompts.shape[1]
     with torch.no_grad(), evaluating(policy), _plain_sampling(policy):
         generated = policy.generate(
             input_ids=prompts,
             attention_mask=mask,
             do_sample=True,
-            temperature=float(options.temperature),  # transformers refuses an int
-            top_k=options.top_k,
-            top_p=options.top_p,
-            max_new_tokens=_room(policy, prompts.shape[1], options.max_new_tokens),
-            use_cache=True,
+            max_new_tokens=_room(policy, width, options.max_new_tokens),
             synced_gpus=synced,
+            **_cache(policy, width + options.max_new_tokens),
+            **_distribution(options),
         )
-    new_tokens = generated[:, prompts.shape[1] :]
+    new_tokens = generated[:, width:]
     lengths = contexts + _lengths_to_first_end(new_tokens, _end_ids(policy))
     return ResponseBatch(
-        input_ids=_right_padded(generated, prompts.shape[1] - contexts, lengths),
+        input_ids=_right_padded(generated, width - contexts, lengths),
         prompt_lengths=rows.prompt_lengths,
         lengths=lengths,
         roles=("anchor",),
@@ -114,6 +134,52 @@ def _plain_sampling(policy: Any) -> Iterator[None]:
     finally:
         for model, own in zip(models, settings, strict=True):
             model.generation_config = own
+
+
+def _cache(policy: Any, positions: int) -> dict[str, Any]:
+    """A cache with all its room from the start: the usual one is copied at every token.
+
+    Under autocast keys and values differ in dtype, which a cache made at once cannot hold. In a
+    synchronised run this rank goes on with the others when it is done, so its own room does
+    not tell how many tokens come.
+    """
+    from transformers import StaticCache
+
+    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return {"use_cache": True}  # a state-space model, whose cache does not grow
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        return {"use_cache": True}
+    cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=positions)
+    return {"use_cache": True, "past_key_values": cache, "disable_compile": True}
+
+
+def _distribution(options: AnchorOptions) -> dict[str, Any]:
+    """Options of generation that say what is sampled from."""
+    # transformers refuses an int as temperature
+    given = {"temperature": float(options.temperature), "top_k": options.top_k}
+    if options.top_k == 0 or options.top_p == 1:
+        return {**given, "top_p": options.top_p}
+    return {**given, "top_k": 0, "top_p": 1.0, "logits_processor": [_LikeliestTokens(options)]}
+
+
+@dataclass(frozen=True)
+class _LikeliestTokens:
+    """Top-k, then top-p among those k: that of transformers sorts the vocabulary, k or not.
+
+    Attributes:
+        options: How to sample.
+    """
+
+    options: AnchorOptions
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Take tokens out by their logits, before the temperature, ``[N, V]`` both."""
+        top = scores.topk(min(self.options.top_k, scores.shape[-1])).values
+        shares = (top / self.options.temperature).softmax(-1)
+        # A token stays while those before it have less than top_p; the first always does.
+        last = (shares.cumsum(-1) - shares < self.options.top_p).sum(-1, keepdim=True) - 1
+        return scores.masked_fill(scores < top.gather(-1, last), -torch.inf)
 
 
 def _context_lengths(rows: ResponseBatch, options: AnchorOptions) -> Tensor:

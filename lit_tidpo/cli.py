@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_tidpo.anchors import window_batches
 from lit_tidpo.callbacks.token_writer import TokenWriter
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.data.datamodule import PreferenceDataModule
@@ -42,9 +43,11 @@ class TidpoCLI(LightningCLI):
     """LightningCLI whose model and data share a tokenizer, and that keeps what the user typed."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """Link the tokenizer of the data to the policy; add the writer of predictions."""
+        """Link the data to the model; add the writer of predictions."""
         parser.link_arguments("model.policy.path", "data.tokenizer")
         if self.model_class is PreferenceModule:
+            steps = ("model.anchor.reuse_steps", "trainer.accumulate_grad_batches")
+            parser.link_arguments(steps, "data.lookahead", compute_fn=window_batches)
             parser.add_lightning_class_args(TokenWriter, "tokens")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:

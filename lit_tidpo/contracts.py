@@ -11,15 +11,17 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.structures import Forward, TokenScores
 
 NEEDS: Mapping[str, str] = {
-    "policy.embeddings": "input embeddings of the policy, inside the graph",
+    "policy.embeddings": "input embeddings of the policy's response tokens, inside the graph",
     "policy.final_logits": "the policy's logits at the last token of each row",
     "policy.label_logits": "the policy's logit of each response token",
     "policy.attentions": "attention probabilities of the policy (eager attention)",
+    "policy.entropy": "entropy of the distribution that predicts each response token",
     "reference.logps": "log-probs of the response tokens under the reference",
-    "reference.embeddings": "input embeddings of the reference, inside the graph",
+    "reference.embeddings": "the same of the reference",
     "reference.final_logits": "the reference's logits at the last token of each row",
     "reference.label_logits": "the reference's logit of each response token",
     "reference.attentions": "attention probabilities of the reference (eager attention)",
+    "reference.entropy": "the same of the reference",
     "kl": "position-wise KL(reference || policy)",
     "weights": "importance weights (losses only)",
     "anchor": "a response sampled from the policy (losses only)",

@@ -1,22 +1,57 @@
-"""One forward of the policy and the reference, computing what was asked for and no more."""
+"""Forward passes of the policy and the reference, computing what was asked for and no more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.functional.log_probs import kl_divergence, scatter_tokens, selected_log_probs
+from lit_tidpo.functional.log_probs import scatter_tokens
+from lit_tidpo.functional.predictions import (
+    Predictions,
+    Projection,
+    predictions,
+    tiled_predictions,
+)
+from lit_tidpo.language_model import Output, linear_head, run_pass
+from lit_tidpo.packed_attention import PackedRows
 from lit_tidpo.reference import Reference
 from lit_tidpo.structures import Forward, ModelTrace, ResponseBatch
 
+Layout = Literal["padded", "packed", "shared_prompt"]
+
+Request = tuple[ResponseBatch, frozenset[str]]
+"""Rows, and the keys of :data:`lit_tidpo.contracts.NEEDS` that are needed of them."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How rows go through the models. Every choice gives the same values and gradients.
+
+    Attributes:
+        layout: ``padded``: all rows as long as the longest. ``packed``: the tokens of all rows side
+            by side. ``shared_prompt``: packed, and each prompt once for all its responses. Packed
+            rows ask for :func:`lit_tidpo.packed_attention.use_packed_attention`.
+        logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile.
+    """
+
+    layout: Layout = "padded"
+    logits_at_once: int = 2**26
+
+
+_DEFAULT = Computation()
+
 
 def run_models(
-    policy: nn.Module, reference: Reference, batch: ResponseBatch, needs: frozenset[str]
+    policy: nn.Module,
+    reference: Reference,
+    batch: ResponseBatch,
+    needs: frozenset[str],
+    computation: Computation = _DEFAULT,
 ) -> Forward:
     """Run the policy and, where asked for, the reference.
 
@@ -25,117 +60,208 @@ def run_models(
         reference: The reference; only what ``reference.embeddings`` asks for has a graph.
         batch: Rows to run.
         needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
+        computation: How.
 
     Returns:
         The traces, and the position-wise KL where asked for.
     """
-    reference_fields = _fields(needs, "reference")
-    reference_trace, reference_logits = None, None
-    if reference_fields or "kl" in needs:
-        graph = "embeddings" in reference_fields
+    return run_batches(policy, reference, [(batch, needs)], computation)[0]
+
+
+def run_batches(
+    policy: nn.Module,
+    reference: Reference,
+    requests: Sequence[Request],
+    computation: Computation = _DEFAULT,
+) -> list[Forward]:
+    """Run batches that have their prompts in common, such as pairs and their anchors.
+
+    Args:
+        policy: The policy; its part is inside the graph if gradients are enabled.
+        reference: The reference; only what ``reference.embeddings`` asks for has a graph.
+        requests: Batches, each with what is needed of it.
+        computation: How.
+
+    Returns:
+        For each batch the traces, and the position-wise KL where asked for.
+    """
+    tiles = [
+        _tile((policy, reference.model or policy), batch, computation) for batch, _ in requests
+    ]
+    others: list[_Pass | None] = [None] * len(requests)
+    traces: list[ModelTrace | None] = [None] * len(requests)
+    if any(_fields(needs, "reference") is not None for _, needs in requests):
+        graph = any("reference.embeddings" in needs for _, needs in requests)
         # The reference goes first: switching adapters must not fall between forward and backward.
         with (
-            reference.active(policy, batch.input_ids.device) as model,
+            reference.active(policy, requests[0][0].input_ids.device) as model,
             torch.set_grad_enabled(graph),
         ):
-            reference_trace, reference_logits = _run(model, batch, reference_fields)
-    trace, logits = _run(policy, batch, _fields(needs, "policy"))
-    kl = None
-    if "kl" in needs:
-        assert reference_logits is not None
-        divergence = kl_divergence(reference_logits.detach(), logits)
-        kl = scatter_tokens(divergence, batch.response_mask)
-    return Forward(batch, trace, reference_trace, kl)
+            others = _run(model, "reference", requests, tiles, computation.layout)
+            traces = [None if other is None else other.trace(other.predict()) for other in others]
+    forwards = []
+    passes = _run(policy, "policy", requests, tiles, computation.layout)
+    for (batch, needs), own, other, trace in zip(requests, passes, others, traces, strict=True):
+        assert own is not None
+        predicted = own.predict(other if "kl" in needs else None)
+        kl = scatter_tokens(predicted.kl, batch.response_mask) if "kl" in needs else None
+        forwards.append(Forward(batch, own.trace(predicted), trace, kl))
+    return forwards
 
 
-def _fields(needs: frozenset[str], model: str) -> frozenset[str]:
-    return frozenset(need.split(".")[1] for need in needs if need.startswith(f"{model}."))
+@dataclass
+class _Pass:
+    """One model's pass over one batch.
+
+    Attributes:
+        head: Its output layer.
+        batch: The rows.
+        fields: Fields of the trace that are asked for.
+        kept: Positions that the output is about, ``[N, T]`` bool.
+        output: What the model computed there.
+        tile: Tokens whose logits are computed at a time; None if the model computed them.
+    """
+
+    head: nn.Linear | None
+    batch: ResponseBatch
+    fields: frozenset[str]
+    kept: Tensor
+    output: Output
+    tile: int | None
+
+    def predict(self, reference: _Pass | None = None) -> Predictions:
+        """Quantities of the response tokens; with a reference the divergence from it."""
+        labels = self.batch.input_ids[self.batch.response_mask]
+        entropy = "entropy" in self.fields
+        if self.tile is None:
+            other = None if reference is None else reference._logits()
+            return predictions(self._logits(), labels, other, entropy)
+        projection = None if reference is None else reference._projection()
+        return tiled_predictions(self._projection(), labels, self.tile, projection, entropy)
+
+    def trace(self, predicted: Predictions) -> ModelTrace:
+        """What was asked for, by row and position."""
+        mask = self.batch.response_mask
+        trace = ModelTrace(scatter_tokens(predicted.logps, mask), attentions=self.output.attentions)
+        if "embeddings" in self.fields:
+            trace.embeddings = self.output.embeddings
+        if "final_logits" in self.fields:
+            trace.final_logits = self._final_logits()
+        if "label_logits" in self.fields:
+            trace.label_logits = scatter_tokens(predicted.label_logits, mask)
+        if "entropy" in self.fields:
+            trace.entropy = scatter_tokens(predicted.entropy, mask)
+        return trace
+
+    def _logits(self) -> Tensor:
+        assert self.output.logits is not None
+        return self.output.logits[_predicting(self.batch)[self.kept]]
+
+    def _projection(self) -> Projection:
+        assert self.head is not None
+        assert self.output.hidden is not None
+        hidden = self.output.hidden[_predicting(self.batch)[self.kept]]
+        return Projection(hidden, self.head.weight, self.head.bias)
+
+    def _final_logits(self) -> Tensor:
+        last = _last_tokens(self.batch)[self.kept]
+        if self.tile is None:
+            assert self.output.logits is not None
+            return self.output.logits[last]
+        assert self.head is not None
+        assert self.output.hidden is not None
+        logits: Tensor = self.head(self.output.hidden[last])
+        return logits
 
 
 def _run(
-    model: nn.Module, batch: ResponseBatch, fields: frozenset[str]
-) -> tuple[ModelTrace, Tensor]:
-    """Run one model; also return the logits that predict the response tokens, ``[M, V]``."""
-    predicting = batch.response_mask.roll(-1, dims=-1)
-    kept = predicting | _last_tokens(batch) if "final_logits" in fields else predicting
-    with _captured_embeddings(model) as embeddings, _narrowed_head(model, kept) as narrowed:
-        output = model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            output_attentions="attentions" in fields,
-        )
-    logits = output.logits[0] if narrowed else output.logits[kept]
-    response_logits = logits[predicting[kept]] if "final_logits" in fields else logits
-    labels = batch.input_ids[batch.response_mask]
-    trace = ModelTrace(
-        scatter_tokens(selected_log_probs(response_logits, labels), batch.response_mask)
+    model: nn.Module,
+    which: str,
+    requests: Sequence[Request],
+    tiles: Sequence[int | None],
+    layout: Layout,
+) -> list[_Pass | None]:
+    """Run one model on the batches of which something is asked of it."""
+    fields = [_fields(needs, which) for _, needs in requests]
+    batches = [
+        batch for (batch, _), asked in zip(requests, fields, strict=True) if asked is not None
+    ]
+    prompts = _run_prompts(model, batches) if layout == "shared_prompt" else None
+    passes: list[_Pass | None] = []
+    for (batch, _), asked, tile in zip(requests, fields, tiles, strict=True):
+        if asked is None:
+            passes.append(None)
+            continue
+        kept = _predicting(batch)
+        if "final_logits" in asked:
+            kept = kept | _last_tokens(batch)
+        rows = _packed_rows(batch, prompts, layout)
+        output = run_pass(model, batch, kept, rows, "attentions" in asked, tile is None)
+        passes.append(_Pass(linear_head(model), batch, asked, kept, output, tile))
+    return passes
+
+
+def _fields(needs: frozenset[str], which: str) -> frozenset[str] | None:
+    """Fields asked of one model's trace; None if it need not run."""
+    if which == "reference" and not any(n == "kl" or n.startswith("reference.") for n in needs):
+        return None
+    return frozenset(need.split(".")[1] for need in needs if need.startswith(f"{which}."))
+
+
+def _packed_rows(
+    batch: ResponseBatch, prompts: PackedRows | None, layout: Layout
+) -> PackedRows | None:
+    if layout == "padded":
+        return None
+    if prompts is None:
+        return PackedRows(batch.attention_mask)
+    # The last token of the prompt predicts the first one of the response.
+    first = batch.prompt_lengths[:, None] - 1
+    return PackedRows(batch.attention_mask & (batch.positions >= first), prompts)
+
+
+def _run_prompts(model: nn.Module, batches: Sequence[ResponseBatch]) -> PackedRows | None:
+    """Run each prompt once, up to the token before its last, for its keys and values."""
+    first = batches[0].role(batches[0].roles[0])
+    for batch in batches:
+        for role in batch.roles:
+            _check_same_prompts(first, batch.role(role))
+    rows = PackedRows(first.positions < first.prompt_lengths[:, None] - 1, states={})
+    if not bool(rows.taken.any()):
+        return None
+    run_pass(model, first, torch.zeros_like(rows.taken), rows, with_logits=False)
+    return rows
+
+
+def _check_same_prompts(first: ResponseBatch, other: ResponseBatch) -> None:
+    width = int(first.prompt_lengths.max())
+    inside = first.positions[:width] < first.prompt_lengths[:, None]
+    same = torch.equal(first.prompt_lengths, other.prompt_lengths) and torch.equal(
+        first.input_ids[:, :width][inside], other.input_ids[:, :width][inside]
     )
-    if "embeddings" in fields:
-        trace.embeddings = embeddings[0]
-    if "attentions" in fields:
-        trace.attentions = output.attentions
-    if "final_logits" in fields:
-        trace.final_logits = logits[kept.sum(-1).cumsum(0) - 1]
-    if "label_logits" in fields:
-        label_logits = response_logits.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        trace.label_logits = scatter_tokens(label_logits.float(), batch.response_mask)
-    return trace, response_logits
+    if not same:
+        raise InputError(
+            "the responses of a pair have different prompts, which cannot be computed once for "
+            "both: set layout=packed"
+        )
+
+
+def _tile(
+    models: Sequence[nn.Module], batch: ResponseBatch, computation: Computation
+) -> int | None:
+    """Tokens in a tile of the output layers; None where all logits are held at once."""
+    heads = [linear_head(model) for model in models]
+    sizes = [head.out_features for head in heads if head is not None]
+    if len(sizes) < len(heads) or batch.response_tokens * max(sizes) <= computation.logits_at_once:
+        return None
+    return max(1, computation.logits_at_once // max(sizes))
+
+
+def _predicting(batch: ResponseBatch) -> Tensor:
+    """True at positions that predict a response token, ``[N, T]`` bool."""
+    return batch.response_mask.roll(-1, dims=-1)
 
 
 def _last_tokens(batch: ResponseBatch) -> Tensor:
     """True at the last token of each row, ``[N, T]`` bool."""
-    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    return positions == batch.lengths[:, None] - 1
-
-
-@contextmanager
-def _captured_embeddings(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the output of the input embeddings; frozen embeddings get a graph of their own."""
-    captured: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if torch.is_grad_enabled() and not output.requires_grad:
-            output.requires_grad_()
-        captured.append(output)
-
-    handle = _method(model, "get_input_embeddings")().register_forward_hook(keep)
-    try:
-        yield captured
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _narrowed_head(model: nn.Module, kept: Tensor) -> Iterator[list[bool]]:
-    """Let the output layer see the kept positions alone: ``[N, T, H]`` becomes ``[1, M, H]``.
-
-    Yields:
-        A list that is no longer empty once that has happened. A model whose head is no module of
-        its own computes every position.
-    """
-    narrowed: list[bool] = []
-
-    def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if inputs[0].shape[:2] != kept.shape:
-            return None
-        narrowed.append(True)
-        return (inputs[0][kept].unsqueeze(0), *inputs[1:])
-
-    head = _method(model, "get_output_embeddings")()
-    handle = head.register_forward_pre_hook(narrow) if head is not None else None
-    try:
-        yield narrowed
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _method(model: nn.Module, name: str) -> Any:
-    method = getattr(model, name, None)
-    if method is None:
-        raise InputError(
-            f"{type(model).__name__} has no {name}(): expected a causal language "
-            "model of transformers"
-        )
-    return method
+    return batch.positions == batch.lengths[:, None] - 1

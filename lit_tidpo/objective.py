@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
 from lit_tidpo.errors import InputError, NonFiniteError
-from lit_tidpo.forward import run_models
+from lit_tidpo.forward import Computation, run_batches
 from lit_tidpo.reference import Reference
-from lit_tidpo.structures import Forward, Prediction, ResponseBatch, TokenScores
+from lit_tidpo.structures import Forward, ModelTrace, Prediction, ResponseBatch, TokenScores
 from lit_tidpo.weighting import Weighting
 
 _LOG_RATIOS = frozenset({"reference.logps"})
@@ -45,6 +45,7 @@ class Objective:
         losses: Components by name.
         loss_weights: Factor of each component, 1 where absent; a component at 0 computes nothing.
         beta: Inverse temperature of the implicit reward, per nat.
+        computation: How rows go through the models.
 
     Raises:
         InputError: If a name or a need is unknown, or nothing is left to train on.
@@ -57,6 +58,7 @@ class Objective:
         losses: Mapping[str, LossComponent],
         loss_weights: Mapping[str, float],
         beta: float,
+        computation: Computation = Computation(),  # noqa: B008  (frozen)
     ) -> None:
         unknown = sorted(loss_weights.keys() - losses.keys())
         if unknown:
@@ -69,6 +71,7 @@ class Objective:
         self.importance = importance
         self.weighting = weighting
         self.beta = beta
+        self.computation = computation
         self.factors = {name: loss_weights.get(name, 1.0) for name in losses}
         self.losses = {name: part for name, part in losses.items() if self.factors[name] != 0}
         if not self.losses:
@@ -100,6 +103,7 @@ class Objective:
         batch: ResponseBatch,
         anchors: ResponseBatch | None = None,
         weights: Tensor | None = None,
+        reference_logps: Tensor | None = None,
     ) -> Outcome:
         """Compute the loss of each pair.
 
@@ -109,6 +113,8 @@ class Objective:
             batch: Rows of the roles ``chosen`` and ``rejected``.
             anchors: Rows of the role ``anchor``, where a component asks for them.
             weights: Weights from an earlier step, ``[N, T]``; None computes them.
+            reference_logps: The reference's log-probs of ``batch``, ``[N, T]``, if they are known;
+                None runs the reference.
 
         Returns:
             Losses and per-token results.
@@ -117,14 +123,13 @@ class Objective:
             NonFiniteError: If a loss is NaN or infinite.
         """
         asked = self.needs if weights is not None else self.needs | self.importance_needs()
-        forward = run_models(policy, reference, batch, asked)
+        forward, *rest = self.run(policy, reference, batch, asked, reference_logps, anchors)
         raw_scores = None
         if weights is None and "weights" in self.needs:
             raw_scores, weights = self.weigh(forward)
         scores = _by_role(forward, weights, raw_scores)
-        if anchors is not None:
-            # Log-ratios are all that an anchor is measured by.
-            scores |= self.log_ratios(policy, reference, anchors)
+        for anchor in rest:
+            scores |= _by_role(anchor)
         components = {name: part.loss(scores, self.beta) for name, part in self.losses.items()}
         _check_finite(components, batch)
         total = sum(self.factors[name] * loss for name, loss in components.items())
@@ -132,10 +137,14 @@ class Objective:
         return Outcome(total, components, scores, weights)
 
     def log_ratios(
-        self, policy: nn.Module, reference: Reference, batch: ResponseBatch
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        batch: ResponseBatch,
+        reference_logps: Tensor | None = None,
     ) -> dict[str, TokenScores]:
-        """Log-probs of policy and reference alone, by role."""
-        return _by_role(run_models(policy, reference, batch, _LOG_RATIOS))
+        """Log-probs of policy and reference alone, by role; see :meth:`evaluate`."""
+        return _by_role(self.run(policy, reference, batch, _LOG_RATIOS, reference_logps)[0])
 
     def explain(self, policy: nn.Module, reference: Reference, batch: ResponseBatch) -> Prediction:
         """Per-token results of a batch, weights always among them, detached.
@@ -149,11 +158,41 @@ class Objective:
             The batch and its results by role.
         """
         asked = self.importance.needs | _LOG_RATIOS | {"kl"}
-        forward = run_models(policy, reference, batch, asked)
+        forward = self.run(policy, reference, batch, asked)[0]
         raw_scores, weights = self.weigh(forward)
         forward.policy.logps = forward.policy.logps.detach()
         forward.kl = None if forward.kl is None else forward.kl.detach()
         return Prediction(batch, _by_role(forward, weights, raw_scores))
+
+    def run(
+        self,
+        policy: nn.Module,
+        reference: Reference,
+        batch: ResponseBatch,
+        needs: frozenset[str],
+        reference_logps: Tensor | None = None,
+        anchors: ResponseBatch | None = None,
+    ) -> list[Forward]:
+        """Run the models, sparing the reference where its log-probs are known and suffice.
+
+        Args:
+            policy: The policy.
+            reference: What it is compared with.
+            batch: Rows to run.
+            needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
+            reference_logps: The reference's log-probs of the batch, ``[N, T]``, or None.
+            anchors: Rows with the same prompts, of which log-ratios alone are needed, or None.
+
+        Returns:
+            The forward of the batch, and that of the anchors if there are any.
+        """
+        requests = [(batch, needs if reference_logps is None else needs - _LOG_RATIOS)]
+        if anchors is not None:
+            requests.append((anchors, _LOG_RATIOS))
+        forwards = run_batches(policy, reference, requests, self.computation)
+        if reference_logps is not None and forwards[0].reference is None:
+            forwards[0].reference = ModelTrace(reference_logps)
+        return forwards
 
     def weigh(self, forward: Forward) -> tuple[Tensor, Tensor]:
         """Raw scores and weights of a forward, detached, ``[N, T]`` each."""

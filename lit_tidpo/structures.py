@@ -4,6 +4,7 @@ Shape legend, used all over the package:
 
 ====  =====================================================================================
 ``B``  prompts (preference pairs) in a batch
+``M``  response tokens of all rows together
 ``N``  rows (responses) in a batch: ``B`` times the number of roles, role by role
 ``T``  token positions of a row: prompt, response, right padding
 ``V``  vocabulary entries
@@ -17,11 +18,13 @@ the token ``input_ids[:, t]``, whose log-prob the model predicts at position ``t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass
@@ -36,6 +39,7 @@ class ResponseBatch:
         index: Position of each pair in its data set, ``[B]``.
         counted: False for a pair that only fills up a distributed batch, ``[B]`` bool.
         supplied_weights: Token weights that came with the data, ``[N, T]``, or None.
+        upcoming: Chosen rows of the batches that follow, where this one starts a window.
     """
 
     input_ids: Tensor
@@ -45,6 +49,7 @@ class ResponseBatch:
     index: Tensor
     counted: Tensor
     supplied_weights: Tensor | None = None
+    upcoming: tuple[ResponseBatch, ...] = ()
 
     @property
     def size(self) -> int:
@@ -52,18 +57,24 @@ class ResponseBatch:
         return len(self.input_ids) // len(self.roles)
 
     @property
-    def _positions(self) -> Tensor:
+    def positions(self) -> Tensor:
+        """Positions ``0 .. T - 1``, ``[T]``."""
         return torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
 
     @property
     def attention_mask(self) -> Tensor:
         """True at the tokens of prompt and response, from the lengths alone, ``[N, T]`` bool."""
-        return self._positions < self.lengths[:, None]
+        return self.positions < self.lengths[:, None]
 
     @property
     def response_mask(self) -> Tensor:
         """True at the tokens of the response, ``[N, T]`` bool."""
-        return self.attention_mask & (self._positions >= self.prompt_lengths[:, None])
+        return self.attention_mask & (self.positions >= self.prompt_lengths[:, None])
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of all responses together: ``M``."""
+        return int((self.lengths - self.prompt_lengths).sum())
 
     def rows(self, role: str) -> slice:
         """Rows that hold ``role``."""
@@ -83,6 +94,7 @@ class ResponseBatch:
             lengths=lengths,
             roles=(role,),
             supplied_weights=None if weights is None else weights[rows, :width],
+            upcoming=(),
         )
 
     def pin_memory(self) -> ResponseBatch:
@@ -92,7 +104,30 @@ class ResponseBatch:
             for entry in dataclasses.fields(self)
             if isinstance(value := getattr(self, entry.name), Tensor)
         }
-        return dataclasses.replace(self, **pinned)
+        upcoming = tuple(batch.pin_memory() for batch in self.upcoming)
+        return dataclasses.replace(self, **pinned, upcoming=upcoming)
+
+
+def joined(batches: Sequence[ResponseBatch]) -> ResponseBatch:
+    """Batches of the same single role as one, without supplied weights.
+
+    Args:
+        batches: At least one.
+
+    Returns:
+        Their rows in order, padded to the longest.
+    """
+    assert all(len(batch.roles) == 1 for batch in batches)
+    width = max(batch.input_ids.shape[1] for batch in batches)
+    rows = [pad(batch.input_ids, (0, width - batch.input_ids.shape[1])) for batch in batches]
+    return ResponseBatch(
+        input_ids=torch.cat(rows),
+        prompt_lengths=torch.cat([batch.prompt_lengths for batch in batches]),
+        lengths=torch.cat([batch.lengths for batch in batches]),
+        roles=batches[0].roles,
+        index=torch.cat([batch.index for batch in batches]),
+        counted=torch.cat([batch.counted for batch in batches]),
+    )
 
 
 @dataclass
@@ -105,6 +140,8 @@ class ModelTrace:
         final_logits: Logits at the last token of each row, ``[N, V]``.
         label_logits: Logit of each response token, zero elsewhere, ``[N, T]``.
         attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer.
+        entropy: Entropy of the distribution that predicts each response token, in nats, zero
+            elsewhere, ``[N, T]``.
     """
 
     logps: Tensor
@@ -112,6 +149,7 @@ class ModelTrace:
     final_logits: Tensor | None = None
     label_logits: Tensor | None = None
     attentions: tuple[Tensor, ...] | None = None
+    entropy: Tensor | None = None
 
 
 @dataclass

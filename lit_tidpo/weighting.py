@@ -10,11 +10,13 @@ from torch import Tensor
 
 from lit_tidpo.errors import InputError, NonFiniteError
 from lit_tidpo.functional.importance import (
+    clip_weights,
     gaussian_prior,
     hybrid_weights,
     normalize_scores,
     scale_weights,
     softmax_prior,
+    temper_scores,
 )
 from lit_tidpo.structures import ResponseBatch
 
@@ -32,6 +34,10 @@ class Weighting:
             exactly plain DPO), their ``sum`` or their ``max``.
         positions: Normalise over, and centre the prior on, the ``response`` alone, or ``all``
             tokens of prompt and response.
+        temper: Power of the scores before they are normalised: below 1 draws the tokens together,
+            above 1 apart.
+        clip: Largest weight, in units of the mean of the row before it is cut; what is left is
+            scaled again, so that the others gain. At least 1; None cuts nothing.
     """
 
     mix: float = 0.7
@@ -40,12 +46,18 @@ class Weighting:
     sigma_divisor: float = 4.0
     scale: Literal["mean", "sum", "max"] = "mean"
     positions: Literal["response", "all"] = "response"
+    temper: float = 1.0
+    clip: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.mix <= 1:
             raise InputError(f"weighting.mix={self.mix}: expected a number from 0 to 1")
         if self.sigma_divisor <= 0:
             raise InputError(f"weighting.sigma_divisor={self.sigma_divisor}: expected more than 0")
+        if not self.temper > 0:
+            raise InputError(f"weighting.temper={self.temper}: expected more than 0")
+        if self.clip is not None and not self.clip >= 1:
+            raise InputError(f"weighting.clip={self.clip}: expected 1 or more, or null")
         if self.prior == "softmax" and self.prior_scale == "raw":
             raise InputError("weighting.prior_scale='raw' is for weighting.prior='gaussian' only")
 
@@ -65,6 +77,8 @@ class Weighting:
         """
         mask = batch.response_mask if self.positions == "response" else batch.attention_mask
         scores = _checked(scores.detach(), mask)
+        if self.temper != 1:
+            scores = temper_scores(scores, mask, self.temper)
         shares = normalize_scores(scores, mask)
         if self.prior == "softmax":
             prior = softmax_prior(scores, mask)
@@ -72,6 +86,8 @@ class Weighting:
             normalized = self.prior_scale == "distribution"
             prior = gaussian_prior(mask, self.sigma_divisor, normalized).to(scores)
         mixed = hybrid_weights(shares, prior, self.mix)
+        if self.clip is not None:
+            mixed = clip_weights(mixed, batch.response_mask, self.clip)
         return scale_weights(mixed, batch.response_mask, self.scale)
 
 

@@ -6,6 +6,13 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import (
+    MambaConfig,
+    MambaForCausalLM,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from lit_tidpo.anchors import AnchorOptions, sample_anchors
 from lit_tidpo.components.triplet import TripletLoss
@@ -159,13 +166,56 @@ def test_generation_gets_left_padded_prompts_and_every_option(monkeypatch):
     expected = {
         "do_sample": True,
         "temperature": 0.6,
-        "top_k": 7,
-        "top_p": 0.8,
         "max_new_tokens": 5,
         "use_cache": True,
         "synced_gpus": True,
+        # or CUDA would compile the policy for each length of the cache
+        "disable_compile": True,
     }
     assert {name: call[name] for name in expected} == expected
+    assert {layer.max_cache_len for layer in call["past_key_values"].layers} == {4 + 5}
+
+
+def in_transformers(scores, options):
+    """What transformers leaves of the scores with the same options."""
+    scores = TemperatureLogitsWarper(options.temperature)(None, scores)
+    if options.top_k:
+        scores = TopKLogitsWarper(options.top_k)(None, scores)
+    return TopPLogitsWarper(options.top_p)(None, scores) if options.top_p < 1 else scores
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 5, 48, 100])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
+def test_tokens_are_sampled_from_the_distribution_of_transformers(monkeypatch, top_k, top_p):
+    """Top-p among the top k, whose own warpers are what the scores are compared with."""
+    policy, seen, given = tiny_policy(), [], []
+    multinomial, head = torch.multinomial, policy.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, output: given.append(output[:, -1].float()))
+
+    def spy(probabilities, **options):
+        seen.append(probabilities)
+        return multinomial(probabilities, **options)
+
+    monkeypatch.setattr(torch, "multinomial", spy)
+    options = AnchorOptions(max_new_tokens=4, temperature=0.7, top_k=top_k, top_p=top_p)
+    torch.manual_seed(0)
+    sample_anchors(policy, BATCH, options)
+    assert len(seen) == len(given) == 4
+    for probabilities, scores in zip(seen, given, strict=True):
+        expected = in_transformers(scores, options).softmax(-1)
+        torch.testing.assert_close(probabilities, expected, atol=1e-7, rtol=0)
+        assert torch.equal(probabilities > 0, expected > 0)
+
+
+def test_tokens_as_likely_as_the_last_one_that_is_kept_are_kept(monkeypatch):
+    """By hand: shares 1/2, 1/4, 1/8, 1/8 of the top 4, of which top-p 0.8 keeps three."""
+    policy = tiny_policy()
+    calls = fake_generate(policy, monkeypatch, [[9], [9], [9]])
+    sample_anchors(policy, BATCH, AnchorOptions(temperature=1.0, top_k=4, top_p=0.8))
+    (likeliest,) = calls[0]["logits_processor"]
+    scores = torch.tensor([[0.5, 0.125, 0.25, 0.125, 0.125, 0.01]]).log()
+    kept = likeliest(torch.zeros(1, 1), scores).isfinite()
+    assert kept.tolist() == [[True, True, True, True, True, False]]
 
 
 @pytest.mark.parametrize(
@@ -235,14 +285,27 @@ def test_t3_activation_checkpointing_changes_no_anchor_and_the_cache_is_used(fam
     assert policy.training
 
 
+def test_a_state_space_policy_is_sampled_too():
+    """It has no keys and values to keep, but a state."""
+    sizes = {"vocab_size": 48, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
+    policy = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=1, eos_token_id=END))
+    batch = chosen_rows([[5, 6, 7], [8, 9, 10]], [[9, 2], [9, 2]])
+    anchors = sample_anchors(policy, batch, GREEDY)
+    for row, prompt in enumerate([[5, 6, 7], [8, 9, 10]]):
+        assert tokens(anchors, row) == greedy_continuation(policy, prompt, 8)
+
+
 def test_t3_policy_and_its_settings_stay_as_they_are():
     policy = tiny_policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
+    attributes = set(vars(policy))
     settings = policy.config.to_dict(), policy.generation_config.to_dict()
     sampled(policy, 1)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     assert (policy.config.to_dict(), policy.generation_config.to_dict()) == settings
     assert all(parameter.grad is None for parameter in policy.parameters())
+    # transformers' own static cache would note its length there, and never take a shorter one
+    assert set(vars(policy)) == attributes
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -301,6 +364,10 @@ def test_a_context_without_any_room_is_refused():
     [
         ({"max_new_tokens": 0}, "expected 1 or more"),
         ({"temperature": 0.0}, "expected more than 0"),
+        ({"top_k": -1}, "expected 0 or more"),
+        ({"top_p": 0.0}, "expected more than 0"),
+        ({"top_p": 1.5}, "1 at the most"),
+        ({"reuse_steps": 0}, "expected 1 or more"),
         ({"source": "chosen_prefix", "prefix_fraction": 1.0}, "expected 0 to 1"),
         ({"prefix_fraction": 0.3}, "no effect with anchor.source='prompt'"),
     ],

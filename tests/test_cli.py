@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from lit_tidpo.cli import main
 
@@ -51,6 +52,29 @@ def test_fit_writes_checkpoint_resolved_configuration_and_metrics(command, tmp_p
     config = (logs / "config.yaml").read_text()
     assert "lit_tidpo.importance.uniform" in config
     assert list(logs.rglob("*.ckpt"))
+
+
+def test_the_data_are_read_as_far_ahead_as_anchors_are_kept(command, monkeypatch):
+    """Two steps of three batches; a loader that does not fit would be refused."""
+    sampled, generate = [], LlamaForCausalLM.generate
+
+    def counted(policy, **options):
+        sampled.append(len(options["input_ids"]))
+        return generate(policy, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "generate", counted)
+    command(
+        "fit",
+        *FAST,
+        "--model.importance=uniform",
+        "--model.anchor.reuse_steps=2",
+        "--trainer.accumulate_grad_batches=3",
+        "--trainer.logger=false",
+        "--trainer.limit_val_batches=0",
+        "--data.batch_size=1",
+        rows=[{**row, "prompt": row["prompt"] + mark} for row in ROWS for mark in ("", " ")],
+    )
+    assert sampled == [6]
 
 
 def test_predict_writes_log_ratios_and_weights_of_each_response_token(command, tmp_path):
@@ -146,6 +170,7 @@ BAD_INPUTS = {
     "a missing checkpoint": ({}, ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
     "a missing policy": ({}, ["--model.policy.path=./nowhere"], "./nowhere"),
     "an unknown shipped policy": ({}, ["--model.policy.path=builtin:nothing"], "builtin:"),
+    "a look-ahead, which is linked": ({}, ["--data.lookahead=3"], "model.anchor.reuse_steps"),
     "an unknown loss weight": ({}, ["--model.loss_weights={tripled: 0.1}"], "tripled"),
     "attention without its kernel": ({}, ["--model.importance=attention"], "eager"),
 }

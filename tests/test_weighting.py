@@ -22,6 +22,7 @@ def naive_weights(row, first, start, end, options):
     """Weights of the response of one row; `first` is where normalisation begins."""
     scores = row[first:end]
     count = len(scores)
+    scores = [score**options.temper for score in scores]
     shares = [score / sum(scores) for score in scores]
     if options.prior == "softmax":
         prior = [math.exp(share * count) for share in shares]
@@ -32,6 +33,8 @@ def naive_weights(row, first, start, end, options):
         prior = [value / sum(prior) for value in prior]
     mixed = [options.mix * s + (1 - options.mix) * p for s, p in zip(shares, prior, strict=True)]
     kept = mixed[start - first :]
+    if options.clip is not None:
+        kept = [min(weight, options.clip * sum(kept) / len(kept)) for weight in kept]
     divisor = {"mean": sum(kept) / len(kept), "sum": sum(kept), "max": max(kept)}[options.scale]
     return [weight / divisor for weight in kept]
 
@@ -49,6 +52,11 @@ def naive_weights(row, first, start, end, options):
         {"scale": "max", "sigma_divisor": 2.0},
         {"positions": "all"},
         {"positions": "all", "prior_scale": "raw", "scale": "sum"},
+        {"temper": 0.5},
+        {"temper": 3.0, "prior": "softmax"},
+        {"temper": 2.0, "positions": "all"},
+        {"clip": 1.2},
+        {"clip": 1.1, "positions": "all", "scale": "max"},
     ],
 )
 def test_every_option_equals_a_naive_loop(options):
@@ -120,6 +128,24 @@ def test_scores_without_any_signal_leave_the_prior_over_even_shares():
     torch.testing.assert_close(ours, expected)
 
 
+def test_clipped_weights_keep_mean_one_and_uniform_weights_stay():
+    batch = tiny_batch()
+    clipped = Weighting(mix=1.0, clip=1.0).weights(draw_scores(batch).pow(8), batch)
+    counts = batch.response_mask.sum(-1)
+    torch.testing.assert_close(clipped.sum(-1) / counts, torch.ones(6), atol=1e-6, rtol=0)
+    even = Weighting(mix=1.0, clip=1.0, temper=0.3).weights(torch.ones(clipped.shape), batch)
+    torch.testing.assert_close(even, batch.response_mask.float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_tempered_scores_of_any_unit_stay_finite(factor):
+    batch, weighting = tiny_batch(), Weighting(temper=4.0)
+    scores = draw_scores(batch)
+    torch.testing.assert_close(
+        weighting.weights(scores * factor, batch), weighting.weights(scores, batch)
+    )
+
+
 def test_bf16_scores_are_weighted_in_fp32():
     batch = tiny_batch()
     scores = draw_scores(batch).bfloat16()
@@ -161,6 +187,10 @@ def test_l6_scores_off_the_response_may_be_anything():
         ({"mix": -0.1}, "expected a number from 0 to 1"),
         ({"mix": 1.1}, "expected a number from 0 to 1"),
         ({"sigma_divisor": 0.0}, "expected more than 0"),
+        ({"temper": 0.0}, "expected more than 0"),
+        ({"temper": math.nan}, "expected more than 0"),
+        ({"clip": 0.9}, "expected 1 or more, or null"),
+        ({"clip": math.nan}, "expected 1 or more, or null"),
         ({"prior": "softmax", "prior_scale": "raw"}, "for weighting.prior='gaussian' only"),
     ],
 )

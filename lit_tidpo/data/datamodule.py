@@ -58,6 +58,9 @@ class PreferenceDataModule(LightningDataModule):
         drop_last: Leave out an incomplete last training batch rather than train on it.
         group_by_length: Put pairs of like length into a batch, so that less is padding.
         pad_to_multiple: Pad batches to a multiple of this many tokens.
+        lookahead: Training batches that are read at a time, so that anchors can be sampled for all
+            of them at once: ``model.anchor.reuse_steps`` times the accumulated batches of a step.
+            The command sets it.
         num_workers: Processes that load batches; 0 loads in the main one, and streaming takes at
             most 1.
         streaming: Read and tokenise rows as they are needed, rather than all at the start.
@@ -93,6 +96,7 @@ class PreferenceDataModule(LightningDataModule):
         drop_last: bool = False,
         group_by_length: bool = False,
         pad_to_multiple: int = 1,
+        lookahead: int = 1,
         num_workers: int = 0,
         streaming: bool = False,
         shuffle_buffer: int = 1000,
@@ -124,6 +128,7 @@ class PreferenceDataModule(LightningDataModule):
         self.drop_last = drop_last
         self.group_by_length = group_by_length
         self.pad_to_multiple = pad_to_multiple
+        self.lookahead = lookahead
         self.num_workers = num_workers
         self.shuffle_buffer = shuffle_buffer
         self.reports: dict[str, PreparationReport] = {}
@@ -132,7 +137,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def _check(self) -> None:
         least = {"batch_size": 1, "eval_batch_size": 1, "pad_to_multiple": 1, "num_workers": 0}
-        for name, bound in {**least, "shuffle_buffer": 1}.items():
+        for name, bound in {**least, "shuffle_buffer": 1, "lookahead": 1}.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise InputError(f"{name} must be at least {bound}; got {value}")
@@ -261,6 +266,7 @@ class PreferenceDataModule(LightningDataModule):
             pin_memory=cuda.is_available(),
         )
         loader.trainer = self.trainer if train else None
+        loader.lookahead = self.lookahead if train else 1
         return loader
 
     def _stream(self, split: str, train: bool, drop_last: bool) -> PairStream:

@@ -9,9 +9,14 @@ from torch import Tensor
 
 from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional.importance import relative_to_neighbours
 from lit_tidpo.structures import Forward, ModelTrace
 
 Target = Literal["max_logit", "response_logp", "response_logits", "log_ratio"]
+Norm = Literal["l1", "l2", "times_input"]
+Correction = Literal["none", "embedding_norm", "neighbours"]
+
+_NEIGHBOURS = 8  # places to each side
 
 _FIELD = {
     "max_logit": "final_logits",
@@ -32,27 +37,44 @@ class GradientImportance(ImportanceEstimator):
             the log-likelihood of the response. ``response_logits``: the sum of the logits of its
             tokens. ``log_ratio``: its log-likelihood under the policy minus that under the
             reference.
-        norm: Norm of a token's gradient: ``l1`` (Eq. 6) or ``l2``.
+        norm: What a token's gradient is measured by: its norm, ``l1`` (Eq. 6) or ``l2``; or
+            ``times_input``, the absolute value of its scalar product with the embedding, which is
+            what the target would lose, to first order, if the embedding were zero.
         model: Whose gradient: the current ``policy``, or the frozen ``reference``.
         exclude_target: Leave out the last token of each row: it attributes to itself, which takes a
             large share of the total.
+        correction: Takes out of the scores what is not the token's own doing. ``embedding_norm``
+            multiplies by the L2 norm of the embedding: models that normalise their input answer to
+            its direction alone, so gradients shrink as embeddings grow. ``neighbours`` divides by
+            the mean score of the response tokens up to 8 places away, and so takes out the course
+            over positions.
+
+    Raises:
+        InputError: If arguments do not fit together.
     """
 
     def __init__(
         self,
         target: Target = "max_logit",
-        norm: Literal["l1", "l2"] = "l1",
+        norm: Norm = "l1",
         model: Literal["policy", "reference"] = "policy",
         exclude_target: bool = False,
+        correction: Correction = "none",
     ) -> None:
         if target == "log_ratio" and model == "reference":
             raise InputError(
                 "target='log_ratio' compares the policy with the reference: expected model='policy'"
             )
+        if norm == "times_input" and correction == "embedding_norm":
+            raise InputError(
+                "norm='times_input' holds the embedding's norm already: expected "
+                "correction='none' or 'neighbours'"
+            )
         self.target = target
         self.norm = norm
         self.model = model
         self.exclude_target = exclude_target
+        self.correction = correction
 
     @property
     def needs(self) -> frozenset[str]:
@@ -63,26 +85,44 @@ class GradientImportance(ImportanceEstimator):
         return frozenset(needs)
 
     def scores(self, forward: Forward) -> Tensor:
-        """Gradient norms, zero at padding, ``[N, T]``."""
+        """Measures of the gradients, zero at padding, ``[N, T]``."""
         trace = forward.policy if self.model == "policy" else forward.reference
         assert trace is not None  # declared in needs
-        gradient = self._gradient(trace)
+        attribution = self._attribution(trace)
         if self.target == "log_ratio":
             assert forward.reference is not None
-            gradient = gradient - self._gradient(forward.reference)
-        order = 1 if self.norm == "l1" else 2
-        scores: Tensor = torch.linalg.vector_norm(gradient.float(), order, dim=-1)
+            attribution = attribution - self._attribution(forward.reference)
+        scores = self._measure(attribution.float())
+        counted = forward.batch.response_mask
         if self.exclude_target:
             last = (forward.batch.lengths - 1).unsqueeze(-1)
             scores = scores.scatter(-1, last, 0.0)
+            counted = counted.scatter(-1, last, False)
+        if self.correction == "neighbours":
+            scores = relative_to_neighbours(scores, counted, _NEIGHBOURS)
         return scores
 
-    def _gradient(self, trace: ModelTrace) -> Tensor:
-        """Gradient of the target with respect to the embeddings, ``[N, T, H]``."""
+    def _attribution(self, trace: ModelTrace) -> Tensor:
+        """Gradient for the embeddings, scaled as ``norm`` and ``correction`` say, ``[N, T, H]``."""
         assert trace.embeddings is not None
         target = self._target(trace).sum()
         gradient: Tensor = torch.autograd.grad(target, trace.embeddings, retain_graph=True)[0]
+        embeddings = trace.embeddings.detach()
+        if self.norm == "times_input":
+            return gradient * embeddings
+        if self.correction == "embedding_norm":
+            norms: Tensor = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+            return gradient * norms
         return gradient
+
+    def _measure(self, attribution: Tensor) -> Tensor:
+        """One number for each token, ``[N, T]``."""
+        if self.norm == "times_input":
+            products: Tensor = attribution.sum(-1).abs()
+            return products
+        order = 1 if self.norm == "l1" else 2
+        norms: Tensor = torch.linalg.vector_norm(attribution, order, dim=-1)
+        return norms
 
     def _target(self, trace: ModelTrace) -> Tensor:
         if self.target == "max_logit":

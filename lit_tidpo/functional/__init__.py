@@ -1,16 +1,25 @@
 """The mathematics as free functions: tensors in, tensors out, torch alone."""
 
 from lit_tidpo.functional.importance import (
+    clip_weights,
     gaussian_prior,
     hybrid_weights,
     normalize_scores,
+    relative_to_neighbours,
     scale_weights,
     softmax_prior,
+    temper_scores,
 )
 from lit_tidpo.functional.log_probs import (
     kl_divergence,
     selected_log_probs,
     token_log_probs,
+)
+from lit_tidpo.functional.predictions import (
+    Predictions,
+    Projection,
+    predictions,
+    tiled_predictions,
 )
 from lit_tidpo.functional.preference import (
     dpo_loss,
@@ -20,17 +29,24 @@ from lit_tidpo.functional.preference import (
 from lit_tidpo.functional.triplet import response_distance, triplet_loss
 
 __all__ = [
+    "Predictions",
+    "Projection",
+    "clip_weights",
     "dpo_loss",
     "gaussian_prior",
     "hybrid_weights",
     "kl_divergence",
     "normalize_scores",
+    "predictions",
+    "relative_to_neighbours",
     "response_distance",
     "scale_weights",
     "selected_log_probs",
     "sequence_sum",
     "softmax_prior",
     "tdpo_margin",
+    "temper_scores",
+    "tiled_predictions",
     "token_log_probs",
     "triplet_loss",
 ]

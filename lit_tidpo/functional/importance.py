@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool1d
 
 
 def normalize_scores(scores: Tensor, mask: Tensor) -> Tensor:
@@ -29,6 +30,51 @@ def normalize_scores(scores: Tensor, mask: Tensor) -> Tensor:
     total = scores.sum(-1, keepdim=True)
     even = mask / mask.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(total > 0, scores / total.where(total > 0, 1.0), even.to(scores.dtype))
+
+
+def temper_scores(scores: Tensor, mask: Tensor, power: float) -> Tensor:
+    """Raise scores to a power, in units of the largest of their row.
+
+    Args:
+        scores: Non-negative scores, ``[N, T]``.
+        mask: Tokens that take part, ``[N, T]`` bool.
+        power: Below 1 draws the scores of a row together, above 1 apart.
+
+    Returns:
+        Scores between 0 and 1, zero off the mask, ``[N, T]``.
+
+    Example:
+        >>> temper_scores(torch.tensor([[1.0, 4.0]]), torch.tensor([[True, True]]), power=0.5)
+        tensor([[0.5000, 1.0000]])
+    """
+    # The unit cancels when scores are normalised; it keeps powers of large scores finite.
+    return scale_weights(scores, mask, "max").pow(power)
+
+
+def relative_to_neighbours(scores: Tensor, mask: Tensor, radius: int) -> Tensor:
+    """Divide each score by the mean of the masked scores around it.
+
+    What changes slowly along a response, such as the nearness of the target, cancels.
+
+    Args:
+        scores: Non-negative scores, ``[N, T]``.
+        mask: Tokens that take part, ``[N, T]`` bool.
+        radius: Places to each side that count; the token itself counts, too.
+
+    Returns:
+        Scores relative to their surroundings, zero off the mask, ``[N, T]``.
+
+    Example:
+        >>> relative_to_neighbours(torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]]), 1)
+        tensor([[0.5000, 1.5000]])
+    """
+
+    def around(values: Tensor) -> Tensor:
+        return avg_pool1d(values.unsqueeze(1), 2 * radius + 1, stride=1, padding=radius).squeeze(1)
+
+    scores = scores.masked_fill(~mask, 0.0)
+    sums, counts = around(scores), around(mask.to(scores.dtype))
+    return torch.where(sums > 0, scores * counts / sums.where(sums > 0, 1.0), 0.0)
 
 
 def gaussian_prior(mask: Tensor, sigma_divisor: float = 4.0, normalized: bool = True) -> Tensor:
@@ -120,3 +166,23 @@ def scale_weights(
         return weights / peak.where(peak > 0, 1.0)
     shares = normalize_scores(weights, mask)
     return shares * mask.sum(-1, keepdim=True) if scale == "mean" else shares
+
+
+def clip_weights(weights: Tensor, mask: Tensor, limit: float) -> Tensor:
+    """Cut weights off at a multiple of their row's mean.
+
+    Args:
+        weights: Non-negative weights, ``[N, T]``.
+        mask: Response tokens, ``[N, T]`` bool.
+        limit: Largest weight that stays, in units of the mean over the masked tokens, at least 1.
+
+    Returns:
+        Weights, zero off the mask, ``[N, T]``.
+
+    Example:
+        >>> clip_weights(torch.tensor([[0.0, 1.0, 5.0]]), torch.tensor([[True, True, True]]), 1.5)
+        tensor([[0., 1., 3.]])
+    """
+    weights = weights.masked_fill(~mask, 0.0)
+    mean = weights.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
+    return torch.minimum(weights, limit * mean)

@@ -148,12 +148,25 @@ class PolicyModule(LightningModule):
             return 1 - progress
         return (1 + math.cos(math.pi * progress)) / 2
 
+    @property
+    def _lookahead(self) -> int:
+        """Batches that our loader has to read at a time, the current one included."""
+        return 1
+
     def on_train_start(self) -> None:
-        """Find out when the schedule ends.
+        """Check the loader, and find out when the schedule ends.
 
         Not earlier: asking the Trainer makes it start on the data, which has to wait until a
         checkpoint is restored.
         """
+        # Other loaders have no such setting.
+        given = getattr(self.trainer.train_dataloader, "lookahead", self._lookahead)
+        if given != self._lookahead:
+            raise InputError(
+                f"data.lookahead={given}: expected {self._lookahead}, that is, "
+                "model.anchor.reuse_steps times trainer.accumulate_grad_batches, or 1 where no "
+                "anchors are kept"
+            )
         if self.lr_schedule == "constant":
             return
         steps = self.trainer.estimated_stepping_batches

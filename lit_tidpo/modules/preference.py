@@ -13,21 +13,26 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_tidpo.anchors import AnchorOptions, sample_anchors
+from lit_tidpo.anchor_cache import AnchorCache
+from lit_tidpo.anchors import AnchorOptions, sample_anchors, window_batches
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError
-from lit_tidpo.forward import run_models
+from lit_tidpo.forward import Computation
 from lit_tidpo.importance_cache import WeightCache
+from lit_tidpo.layout import LayoutChoice, choose_layout
 from lit_tidpo.metrics.quantities import (
     outcome_quantities,
     preference_quantities,
     quantity_names,
 )
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
+from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, seeded, zero_loss
 from lit_tidpo.objective import Objective, Outcome
+from lit_tidpo.packed_attention import use_packed_attention
 from lit_tidpo.policy import PolicyConfig, build_policy, evaluating
 from lit_tidpo.reference import Reference, check_compatible
+from lit_tidpo.reference_cache import ReleasableReference
 from lit_tidpo.registry import IMPORTANCE, LOSSES, load
 from lit_tidpo.structures import Prediction, ResponseBatch
 from lit_tidpo.weighting import Weighting
@@ -49,6 +54,9 @@ class PreferenceModule(PolicyModule):
         policy: The model to train.
         reference: The model of the log-ratios: a Hub name, a folder or ``builtin:NAME``. By default
             the policy as it starts: a frozen copy, or its base with the adapters off.
+        reference_cache: Folder that keeps the reference's log-probs of the pairs; each is computed
+            once, before training, validation or test, and the reference leaves the memory where
+            anchors do not need it. By default it runs at every step.
         importance: Scores the tokens; gradient attribution by default.
         weighting: Turns scores into weights.
         losses: Components by name; by default ``preference`` (weighted_dpo) and ``triplet``.
@@ -60,6 +68,11 @@ class PreferenceModule(PolicyModule):
             at every step, 0 once before training.
         evaluation: What validation and test report: the whole ``objective``, or ``rewards`` alone,
             which takes neither weights nor anchors and is several times cheaper.
+        layout: How rows lie in the models' batches: ``padded`` to the longest; ``packed`` side by
+            side; ``shared_prompt``, where each prompt is also computed once for all its responses;
+            ``auto`` takes the last where it is proven to give the same log-probs.
+        logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile, in
+            the backward pass again, to save memory.
         non_finite: ``raise`` when a supervised value is NaN or infinite, or ``skip`` that optimizer
             step and count it as ``train/skipped_steps``.
         optimizer: Makes the optimizer from the trainable parameters; AdamW at 1e-6 without weight
@@ -74,6 +87,7 @@ class PreferenceModule(PolicyModule):
         self,
         policy: PolicyConfig,
         reference: str | None = None,
+        reference_cache: str | None = None,
         importance: ImportanceEstimator | None = None,
         weighting: Weighting = _WEIGHTING,
         losses: dict[str, LossComponent] | None = None,
@@ -82,6 +96,8 @@ class PreferenceModule(PolicyModule):
         anchor: AnchorOptions = _ANCHOR,
         importance_every: int = 1,
         evaluation: Literal["objective", "rewards"] = "objective",
+        layout: LayoutChoice = "auto",
+        logits_at_once: int = 2**26,
         non_finite: Literal["raise", "skip"] = "raise",
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRSchedule = "constant",
@@ -95,17 +111,29 @@ class PreferenceModule(PolicyModule):
         if losses is None:
             losses = _default_losses()
             loss_weights = {"triplet": 0.1, **(loss_weights or {})}
+        if logits_at_once < 1:
+            raise InputError(f"logits_at_once={logits_at_once}: expected 1 or more")
         estimator = importance or load(IMPORTANCE, "gradient", ImportanceEstimator)()
-        self.objective = Objective(estimator, weighting, losses, loss_weights or {}, beta)
+        self.objective = Objective(
+            estimator,
+            weighting,
+            losses,
+            loss_weights or {},
+            beta,
+            Computation(logits_at_once=logits_at_once),
+        )
         parts = {**self.objective.losses, "importance": estimator}
         self._warn_of_idle_settings(importance, weighting, anchor)
         # Components with parameters of their own are trained and saved with the policy.
         self.learned = nn.ModuleDict({k: v for k, v in parts.items() if isinstance(v, nn.Module)})
         self.reference: Reference | None = None
         self.reference_path = reference
+        self.cached_reference = CachedReference(reference_cache, self.objective)
         self.anchor = anchor
+        self.anchor_cache = AnchorCache(anchor)
         self.cache = WeightCache(importance_every)
         self.evaluation = evaluation
+        self.layout = layout
         self.non_finite = non_finite
         self._spoiled = False
         self.skipped_steps = 0
@@ -128,12 +156,16 @@ class PreferenceModule(PolicyModule):
     def attach(self, policy: nn.Module, reference: nn.Module | None = None) -> None:
         """Use models that were built elsewhere instead of ``policy.path``.
 
+        Unless ``layout`` is ``padded``, their SDPA is exchanged for one that takes packed rows,
+        too; in all other calls it computes what it did.
+
         Args:
             policy: A causal language model of transformers, in its starting state.
             reference: Model of the log-ratios; None freezes a copy of ``policy``.
         """
         self.policy = policy.train()
         self.reference = Reference(reference) if reference is not None else Reference.of(policy)
+        self.cached_reference.describe(policy, self.reference)
         self._check_models()
 
     def configure_model(self) -> None:
@@ -144,21 +176,42 @@ class PreferenceModule(PolicyModule):
         if self.reference_path is None:
             self.reference = Reference.of(policy, self.policy_config.lora is not None)
         else:
-            config = dataclasses.replace(
-                self.policy_config, path=self.reference_path, revision=None, init="pretrained"
-            )
-            bare = dataclasses.replace(
-                config, lora=None, adapter=None, activation_checkpointing=False
-            )
-            self.reference = Reference(build_policy(bare))
+            self.reference = Reference(build_policy(self._reference_config()))
         self.policy = policy
+        # Now, because a checkpoint may be loaded into the policy next.
+        self.cached_reference.describe(policy, self.reference)
         self._check_models()
         self._shard(policy, self.reference.model)
+        if self.cached_reference.replaces_runs and self.reference.model is not None:
+            self.reference = ReleasableReference(self.reference.model, self._rebuild_reference)
+
+    def _reference_config(self) -> PolicyConfig:
+        if self.reference_path is None:
+            return self.policy_config
+        config = dataclasses.replace(
+            self.policy_config, path=self.reference_path, revision=None, init="pretrained"
+        )
+        return dataclasses.replace(config, lora=None, adapter=None, activation_checkpointing=False)
+
+    def _rebuild_reference(self) -> nn.Module:
+        model = build_policy(self._reference_config())
+        if self.objective.computation.layout != "padded":
+            use_packed_attention(model)
+        self._shard(model)
+        return model
 
     def _check_models(self) -> None:
         needs = self.objective.needs | self.objective.importance_needs()
         assert self.reference is not None
         check_compatible(self.built_policy, self.reference.model, needs)
+        models = [model for model in (self.policy, self.reference.model) if model is not None]
+        unshared = None
+        if self.objective.weighting.positions == "all":
+            unshared = "weighting.positions=all asks for the gradients of each row's own prompt"
+        elif self.device_mesh is not None:
+            unshared = "a sharded layer is gathered for its output, not for what prompts leave"
+        layout = choose_layout(self.layout, models, needs, unshared)
+        self.objective.computation = dataclasses.replace(self.objective.computation, layout=layout)
 
     # One batch
 
@@ -179,19 +232,33 @@ class PreferenceModule(PolicyModule):
         needs = self.objective.importance_needs()
         with seeded(sampling_seed, batch.input_ids.device), _attributable(needs):
             batch = outside_inference(batch)
-            anchors = None
-            if "anchor" in self.objective.needs:
-                sharded = self.device_mesh is not None
-                anchors = sample_anchors(policy, batch, self.anchor, synced=sharded)
+            anchors = self._anchors(batch) if "anchor" in self.objective.needs else None
             weights = self._cached_weights(batch)
-            outcome = self.objective.evaluate(policy, reference, batch, anchors, weights)
+            logps = self.cached_reference.lookup(batch)
+            outcome = self.objective.evaluate(policy, reference, batch, anchors, weights, logps)
             if self._keeps_weights and weights is None and outcome.weights is not None:
                 self.cache.store(batch, outcome.weights, self.global_step)
         return outcome
 
+    def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
+        sharded = self.device_mesh is not None
+        if self.anchor.reuse_steps == 1 or not self._in_training:
+            return sample_anchors(self.built_policy, batch, self.anchor, synced=sharded)
+        on_any_rank = self._on_any_rank if sharded else None
+        return self.anchor_cache.anchors(self.built_policy, batch, self.global_step, on_any_rank)
+
+    def _on_any_rank(self, here: bool) -> bool:
+        flag = torch.tensor(float(here), device=self.device)
+        return bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
+
+    @property
+    def _in_training(self) -> bool:
+        """Whether there are steps that something can be kept for."""
+        return self.training and self._trainer is not None
+
     @property
     def _keeps_weights(self) -> bool:
-        return self.cache.refresh_every != 1 and self.training and self._trainer is not None
+        return self.cache.refresh_every != 1 and self._in_training
 
     def _cached_weights(self, batch: ResponseBatch) -> Tensor | None:
         if not self._keeps_weights or "weights" not in self.objective.needs:
@@ -200,9 +267,14 @@ class PreferenceModule(PolicyModule):
 
     # Training
 
+    @property
+    def _lookahead(self) -> int:
+        return window_batches(self.anchor.reuse_steps, self.trainer.accumulate_grad_batches)
+
     def on_train_start(self) -> None:
-        """With ``importance_every: 0``, compute all weights before the first step."""
+        """Compute before the first step what is kept: reference log-probs, weights."""
         super().on_train_start()
+        self._prepare_reference(self.trainer.train_dataloader, self.trainer.val_dataloaders)
         if self.cache.refresh_every != 0 or self.cache.is_filled:
             return
         for batch in self.trainer.train_dataloader or ():
@@ -214,7 +286,8 @@ class PreferenceModule(PolicyModule):
         assert self.reference is not None
         policy, needs = self.built_policy, self.objective.importance_needs()
         with evaluating(policy):
-            forward = run_models(policy, self.reference, batch, needs)
+            logps = self.cached_reference.lookup(batch)
+            forward = self.objective.run(policy, self.reference, batch, needs, logps)[0]
         _, weights = self.objective.weigh(forward)
         self.cache.store(batch, weights, step=0)
 
@@ -242,8 +315,7 @@ class PreferenceModule(PolicyModule):
         super().on_before_optimizer_step(optimizer)
         if self.non_finite == "raise":
             return
-        spoiled = torch.tensor(float(self._spoiled), device=self.device)
-        if self.trainer.strategy.reduce(spoiled, reduce_op="sum") > 0:
+        if self._on_any_rank(self._spoiled):
             # Optimizers pass over parameters without a gradient: neither they nor their state move.
             optimizer.zero_grad(set_to_none=True)
             self.skipped_steps += 1
@@ -252,10 +324,24 @@ class PreferenceModule(PolicyModule):
 
     # Evaluation
 
+    def on_validation_start(self) -> None:
+        """Compute the reference's log-probs of validation data that were not there before."""
+        self._prepare_reference(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        """Compute the reference's log-probs of the test data."""
+        self._prepare_reference(self.trainer.test_dataloaders)
+
+    def _prepare_reference(self, *loaders: Any) -> None:
+        assert self.reference is not None
+        policy = self.built_policy
+        self.cached_reference.prepare(self.trainer, policy, self.reference, *loaders)
+
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
         if self.evaluation == "rewards":
             assert self.reference is not None
-            scores = self.objective.log_ratios(self.built_policy, self.reference, batch)
+            logps = self.cached_reference.lookup(batch)
+            scores = self.objective.log_ratios(self.built_policy, self.reference, batch, logps)
             quantities = preference_quantities(scores, self.objective.beta)
         else:
             outcome = self(batch, self._seed_of(1, 0, batch_idx))
@@ -277,19 +363,23 @@ class PreferenceModule(PolicyModule):
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the count of skipped steps, and the weights that later steps may still use."""
+        """Keep the count of skipped steps, and what later steps may still use."""
         checkpoint["skipped_steps"] = self.skipped_steps
         if self.cache.refresh_every != 1:
             checkpoint["importance_cache"] = from_all_ranks(self.cache.state_dict())
+        if self.anchor.reuse_steps > 1:
+            checkpoint["anchor_cache"] = from_all_ranks(self.anchor_cache.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take kept weights back; each rank its own, if there are as many as before."""
+        """Take back what was kept; each rank its own, if there are as many as before."""
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
-        states = checkpoint.get("importance_cache", [])
-        if self._trainer is not None and len(states) == self.trainer.world_size:
-            states = [states[self.global_rank]]
-        for state in states:
-            self.cache.update(state)
+        caches = {"importance_cache": self.cache, "anchor_cache": self.anchor_cache}
+        for name, cache in caches.items():
+            states = checkpoint.get(name, [])
+            if self._trainer is not None and len(states) == self.trainer.world_size:
+                states = [states[self.global_rank]]
+            for state in states:
+                cache.update(state)
 
 
 @contextmanager

@@ -194,6 +194,83 @@ def test_w4_captum_saliency_summed_over_the_embedding_is_the_l1_norm(family):
     assert bool((ours[~mask] == 0).all())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("target", ["max_logit", "response_logp", "response_logits"])
+def test_gradient_times_input_is_captums(family, target):
+    """InputXGradient summed over the embedding, row by row from the full logits."""
+    from captum.attr import InputXGradient
+
+    policy, batch = tiny_policy(family), tiny_batch()
+    ours = scores_of(GradientImportance(target, norm="times_input"), policy, batch)
+    for row, (prompt, length) in enumerate(
+        zip(batch.prompt_lengths.tolist(), batch.lengths.tolist(), strict=True)
+    ):
+        ids = batch.input_ids[row, :length].tolist()
+        embeddings = policy.get_input_embeddings()(torch.tensor([ids])).detach().requires_grad_()
+        aim = functools.partial(target_of_row, policy, ids=ids, prompt=prompt, target=target)
+        expected = InputXGradient(aim).attribute(embeddings)[0].sum(-1).abs()
+        assert expected.max() > 1e-3
+        torch.testing.assert_close(
+            ours[row, prompt:length], expected[prompt:], rtol=1e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_correction_for_embedding_norms_is_the_gradient_for_the_embeddings_direction(target, norm):
+    """With e = |e| u and |e| held, the gradient for u is |e| times the gradient for e."""
+    models = {"policy": LinearModel(0), "reference": LinearModel(1)}
+    ids, prompt = [3, 1, 4, 1, 5], 2
+    batch = make_batch(ids, prompts=[prompt])
+    estimator = GradientImportance(target, norm, correction="embedding_norm")
+    ours = scores_of(estimator, models["policy"], batch, models["reference"])[0]
+    kind = "response_logp" if target == "log_ratio" else target
+    parts = []
+    for model in list(models.values())[: 2 if target == "log_ratio" else 1]:
+        lengths = model.embedding(torch.tensor(ids)).norm(dim=-1, keepdim=True)
+        parts.append(torch.tensor(closed_form(model, ids, prompt, kind)) * lengths)
+    attribution = parts[0] - parts[1] if target == "log_ratio" else parts[0]
+    expected = attribution.norm(1 if norm == "l1" else 2, dim=-1)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-8, check_dtype=False)
+
+
+def test_the_log_ratio_times_input_sets_each_models_gradient_against_its_own_embeddings():
+    """By the closed form: scalar products of policy and reference, one less the other."""
+    models = [LinearModel(0), LinearModel(1)]
+    ids, prompt = [3, 1, 4, 1, 5], 2
+    batch = make_batch(ids, prompts=[prompt])
+    ours = scores_of(GradientImportance("log_ratio", "times_input"), models[0], batch, models[1])[0]
+    products = [
+        (torch.tensor(closed_form(model, ids, prompt, "response_logp"))
+         * model.embedding(torch.tensor(ids))).sum(-1)
+        for model in models
+    ]  # fmt: skip
+    expected = (products[0] - products[1]).abs()
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-8, check_dtype=False)
+
+
+def test_relative_to_neighbours_leaves_the_last_token_out_of_the_mean():
+    policy, batch = tiny_policy(), tiny_batch()
+    plain = scores_of(GradientImportance(), policy, batch)
+    ours = scores_of(
+        GradientImportance(exclude_target=True, correction="neighbours"), policy, batch
+    )
+    for row, (start, end) in enumerate(
+        zip(batch.prompt_lengths.tolist(), batch.lengths.tolist(), strict=True)
+    ):
+        kept = plain[row, start : end - 1]  # shorter than the window: all are neighbours
+        assert len(kept) <= 8
+        torch.testing.assert_close(ours[row, start : end - 1], kept / kept.mean())
+        assert ours[row, end - 1] == 0
+
+
+def test_arguments_that_do_not_fit_together_are_refused():
+    with pytest.raises(InputError, match="holds the embedding's norm already"):
+        GradientImportance(norm="times_input", correction="embedding_norm")
+    with pytest.raises(InputError, match="expected model='policy'"):
+        GradientImportance("log_ratio", model="reference")
+
+
 def test_the_importance_of_a_token_multiplies_the_log_ratio_of_the_same_token():
     """A model that hears token 6 alone scores it alone; its weight meets its own log-ratio.
 
@@ -457,6 +534,19 @@ def test_w5_attribution_works_in_inference_mode():
 def test_contract(target, attributed):
     check_importance_estimator(GradientImportance(target, model=attributed))
     check_importance_estimator(GradientImportance(target, "l2", attributed, exclude_target=True))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "times_input", "correction": "neighbours"},
+        {"norm": "l2", "correction": "embedding_norm"},
+        {"exclude_target": True, "correction": "neighbours"},
+    ],
+)
+def test_contract_of_the_mitigations(target, options):
+    check_importance_estimator(GradientImportance(target, **options))
 
 
 def test_a_ratio_has_no_gradient_of_the_reference_alone():

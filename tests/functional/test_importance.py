@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 
 from lit_tidpo.functional.importance import (
+    clip_weights,
     gaussian_prior,
     hybrid_weights,
     normalize_scores,
+    relative_to_neighbours,
     scale_weights,
     softmax_prior,
+    temper_scores,
 )
 
 RAGGED = torch.tensor(
@@ -79,7 +83,17 @@ def test_normalised_scores_are_shares_of_the_masked_sum():
 
 
 @pytest.mark.parametrize("planted", [math.nan, math.inf, -5.0, 1e30])
-@pytest.mark.parametrize("transform", [normalize_scores, softmax_prior, scale_weights])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        normalize_scores,
+        softmax_prior,
+        scale_weights,
+        functools.partial(temper_scores, power=0.5),
+        functools.partial(relative_to_neighbours, radius=1),
+        functools.partial(clip_weights, limit=1.1),
+    ],
+)
 def test_w1_scores_off_the_mask_do_not_count(transform, planted):
     """W1: the prompt's scores, whatever they are, are ignored."""
     scores = ragged_scores()
@@ -117,6 +131,45 @@ def test_softmax_prior_equals_a_naive_loop():
         ours = result[row][RAGGED[row]].tolist()
         assert ours == pytest.approx([power / sum(powers) for power in powers])
     assert bool((result[~RAGGED] == 0).all())
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 9])
+def test_relative_scores_equal_a_naive_loop(radius):
+    """Over the mean of the masked scores at most `radius` places away."""
+    scores = ragged_scores()
+    result = relative_to_neighbours(scores, RAGGED, radius)
+    for row in range(4):
+        for t in range(6):
+            near = range(max(0, t - radius), min(6, t + radius + 1))
+            kept = [scores[row, s].item() for s in near if RAGGED[row, s]]
+            expected = scores[row, t].item() / (sum(kept) / len(kept)) if RAGGED[row, t] else 0.0
+            assert result[row, t].item() == pytest.approx(expected)
+
+
+def test_a_course_over_positions_cancels():
+    """An exponential rise: each token stands to its neighbours as any other does."""
+    scores, mask = 1.3 ** torch.arange(12.0).unsqueeze(0), torch.ones(1, 12, dtype=torch.bool)
+    relative = relative_to_neighbours(scores, mask, 2)[0, 2:-2]
+    torch.testing.assert_close(relative, relative[:1].expand(8))
+    assert relative_to_neighbours(torch.zeros(1, 12), mask, 2).sum() == 0
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_tempered_scores_equal_a_naive_loop(power):
+    scores = ragged_scores()
+    result = temper_scores(scores, RAGGED, power)
+    for row in range(4):
+        kept = scores[row][RAGGED[row]].tolist()
+        expected = [(score / max(kept)) ** power for score in kept]
+        assert result[row][RAGGED[row]].tolist() == pytest.approx(expected)
+    assert bool((result[~RAGGED] == 0).all())
+
+
+def test_clipping_by_hand():
+    """The mean is 2, so that 1.5 means at most 3; a row without tokens stays empty."""
+    weights = torch.tensor([[0.0, 1.0, 5.0, 9.0], [4.0, 4.0, 4.0, 4.0]])
+    mask = torch.tensor([[True, True, True, False], [False] * 4])
+    assert clip_weights(weights, mask, 1.5).tolist() == [[0.0, 1.0, 3.0, 0.0], [0.0] * 4]
 
 
 @pytest.mark.parametrize("factor", [1e-6, 37.0, 1e6])

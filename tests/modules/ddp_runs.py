@@ -12,7 +12,10 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from lit_tidpo.anchor_cache import AnchorCache
+from lit_tidpo.anchors import AnchorOptions
 from lit_tidpo.components.dpo import DPOLoss
+from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.policy import LoraOptions, PolicyConfig
 
@@ -50,6 +53,38 @@ def preference(model_folder, devices, **options):
     return make_module(model_folder, **{**NO_TRIPLET, **options})
 
 
+def reference_folder(model_folder, devices, name):
+    return f"{model_folder}-reference-{devices}-{name}"
+
+
+def cached(model_folder, devices, name, **options):
+    losses = {"preference": WeightedDPOLoss(alpha=0)}
+    folder = reference_folder(model_folder, devices, name)
+    return make_module(model_folder, losses=losses, reference_cache=folder, **options)
+
+
+class Forgetful(AnchorCache):
+    """Anchors that one process loses before the second step of the first window."""
+
+    def __init__(self, options, rank):
+        super().__init__(options)
+        self.rank = rank
+
+    def lookup(self, batch, step):
+        if step == 1 and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
+            self.rank = None
+            return None
+        return super().lookup(batch, step)
+
+
+def anchored(model_folder, devices):
+    """The likeliest tokens do not depend on the process that samples them."""
+    anchor = AnchorOptions(max_new_tokens=4, top_k=1, reuse_steps=2)
+    module = make_module(model_folder, anchor=anchor)
+    module.anchor_cache = Forgetful(anchor, rank=devices - 1)
+    return module
+
+
 def spoiled(model_folder, devices):
     losses = {"preference": SpoiledDPO(rank=devices - 1, call=2)}
     return make_module(model_folder, losses=losses, non_finite="skip")
@@ -73,10 +108,20 @@ RUNS = {
     ),
     "checkpointing": (preference, {"policy": {"activation_checkpointing": True}}, {}, {}),
     "precomputed": (preference, {"importance_every": 0}, {"max_rows": 11}, {}),
+    "cached": (cached, {"name": "ddp"}, {"max_rows": 11}, {}),
     "adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
+    "anchors": (anchored, {}, {"lookahead": 2}, {}),
+    "sharded, anchors": (anchored, {}, {"lookahead": 2}, {}),
     "spoiled": (spoiled, {}, {}, {"limit_val_batches": 0}),
     "sft": (sft, {}, {"max_rows": 11}, {"accumulate_grad_batches": 2}),
     "sharded, adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
+    "sharded, cached": (cached, {"name": "fsdp"}, {"max_rows": 11}, {}),
+    "sharded, cached, adapters": (
+        cached,
+        {"name": "lora", "policy": {"lora": LoraOptions(r=2, alpha=2)}},
+        {},
+        {},
+    ),
     "sharded": (preference, {}, {"max_rows": 11}, {}),
     "sharded, checkpointing": (
         preference,

@@ -153,6 +153,20 @@ def weights(world, options):
     return module(world, options)(world.batch, 0).weights.tolist()
 
 
+def positions_seen(part):
+    """Positions that a part of the policy computes."""
+
+    def observed(world, options):
+        made, seen = module(world, options), []
+        made.policy.get_submodule(part).register_forward_hook(
+            lambda layer, inputs, output: seen.append(output.shape[:-1])
+        )
+        made(world.batch, 0)
+        return seen
+
+    return observed
+
+
 def weighted(world, options):
     return weights(world, {"weighting": Weighting(**options)})
 
@@ -183,6 +197,17 @@ def anchors(world, options):
     return made.input_ids.tolist()
 
 
+def generations(world, options):
+    """Rows of each generation in two steps."""
+    rows, anchor = [], AnchorOptions(**{"max_new_tokens": 2, **options})
+    losses = {"preference": DPOLoss(), "triplet": TripletLoss()}
+    made = module(world, {"losses": losses, "anchor": anchor, "optimizer": SGD})
+    generate = made.policy.generate
+    made.policy.generate = lambda **given: rows.append(len(given["input_ids"])) or generate(**given)
+    quiet_trainer(max_steps=2).fit(made, world.data(lookahead=anchor.reuse_steps))
+    return rows
+
+
 class Counted(GradientImportance):
     def __init__(self):
         super().__init__()
@@ -209,6 +234,12 @@ def evaluated(world, options):
     made = module(world, options)
     (metrics,) = quiet_trainer(limit_val_batches=1.0).validate(made, world.data(), verbose=False)
     return sorted(metrics)
+
+
+def kept_folders(world, options):
+    made = module(world, {"losses": {"preference": DPOLoss()}, "optimizer": SGD, **options})
+    quiet_trainer(max_steps=1).fit(made, world.data())
+    return (world.tmp / "reference").exists()
 
 
 def skipped(world, options):
@@ -271,6 +302,13 @@ def loaders(name):
 
 
 train, validation = loaders("train"), loaders("val")
+
+
+def announced(world, options):
+    """Rows that each training batch announces."""
+    return [
+        [rows.index.tolist() for rows in batch.upcoming] for batch in train_loader(world, options)
+    ]
 
 
 def train_loader(world, options):
@@ -345,6 +383,8 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "sigma_divisor": Flip(weighted, 8.0),
         "scale": Flip(weighted, "max"),
         "positions": Flip(weighted, "all"),
+        "temper": Flip(weighted, 0.5),
+        "clip": Flip(weighted, 1.2),
     },
     AnchorOptions: {
         "source": Flip(anchors, "chosen_prefix"),
@@ -353,10 +393,12 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "temperature": Flip(anchors, 0.01),
         "top_k": Flip(anchors, 1),
         "top_p": Flip(anchors, 0.05),
+        "reuse_steps": Flip(generations, 2),
     },
     PreferenceModule: {
         "policy": Flip(loss, other_policy),
         "reference": Flip(reference_logps, None),
+        "reference_cache": Flip(kept_folders, in_world(lambda world: str(world.tmp / "reference"))),
         "importance": Flip(weights, UniformImportance()),
         "weighting": Flip(weights, Weighting(mix=0.1)),
         "losses": Flip(components, {"plain": DPOLoss()}),
@@ -365,6 +407,8 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "anchor": Flip(anchored, AnchorOptions(max_new_tokens=2)),
         "importance_every": Flip(estimator_calls, 2),
         "evaluation": Flip(evaluated, "rewards"),
+        "layout": Flip(positions_seen("model.layers.0.mlp"), "padded"),
+        "logits_at_once": Flip(positions_seen("lm_head"), 96),
         "non_finite": Flip(skipped, "raise", {"non_finite": "skip"}, refused="NaN or infinite"),
         "optimizer": Flip(preference_optimizer, ADAM),
         "lr_schedule": Flip(preference_rates, "cosine"),
@@ -400,6 +444,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "drop_last": Flip(train, True, {"batch_size": 5}),
         "group_by_length": Flip(train, True),
         "pad_to_multiple": Flip(train, 16),
+        "lookahead": Flip(announced, 2),
         "num_workers": Flip(workers, 1),
         "streaming": Flip(is_stream, True),
         "shuffle_buffer": Flip(train, 1, {"streaming": True}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -24,18 +25,20 @@ OPTIONS = {
     "warmup_steps": 2,
 }
 
+KEPT = AnchorOptions(max_new_tokens=5, reuse_steps=3)
+
 
 @pytest.fixture
 def fit(source, model_folder):
     """Train for two epochs of three batches; give what was recorded and the module."""
 
-    def run(ckpt_path=None, accumulate=1, callbacks=None, **options):
+    def run(ckpt_path=None, accumulate=1, callbacks=None, lookahead=1, **options):
         recorder = Recorder()
         module = make_module(model_folder, **{**OPTIONS, **options})
         trainer = {"callbacks": [], **(callbacks or {})}
         trainer["callbacks"] = [*trainer["callbacks"], recorder]
         quiet_trainer(max_epochs=2, accumulate_grad_batches=accumulate, **trainer).fit(
-            module, make_data(source, model_folder), ckpt_path=ckpt_path
+            module, make_data(source, model_folder, lookahead=lookahead), ckpt_path=ckpt_path
         )
         return recorder, module
 
@@ -50,6 +53,12 @@ def fit(source, model_folder):
         pytest.param({"importance_every": 5}, [2, 4], id="importance every 5"),
         pytest.param({"importance_every": 0}, [1, 3], id="importance once"),
         pytest.param({"accumulate": 2}, [1, 3], id="accumulated"),
+        pytest.param({"anchor": KEPT, "lookahead": 3}, [1, 2, 4], id="anchors every 3"),
+        pytest.param(
+            {"anchor": dataclasses.replace(KEPT, reuse_steps=2), "lookahead": 4, "accumulate": 2},
+            [1, 3],
+            id="anchors every 2, accumulated",
+        ),
     ],
 )
 def test_g6_resuming_at_step_k_equals_the_uninterrupted_run(fit, tmp_path, options, stops):

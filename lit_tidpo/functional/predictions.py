@@ -1,0 +1,272 @@
+"""What losses and estimators take from a model's next-token distributions, in one go.
+
+Per token: the label's log-prob and logit, the entropy, and the divergence from a reference. From
+logits, or straight from the last hidden states: logits of all tokens at once take tokens times
+vocabulary numbers, several times over, so a tile of tokens is projected, reduced and forgotten, and
+projected again in the backward pass. Memory then grows with the tile, not with the tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.nn.functional import linear
+
+
+class Projection(NamedTuple):
+    """A linear output layer and what it is applied to.
+
+    Attributes:
+        hidden: Last hidden states, ``[M, H]``.
+        weight: ``[V, H]``.
+        bias: ``[V]``, or None.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class Predictions(NamedTuple):
+    """Per-token quantities in fp32 (fp64 for fp64 input), ``[M]`` each.
+
+    Attributes:
+        logps: Log-prob of the label in nats.
+        label_logits: Logit of the label.
+        entropy: Entropy of the distribution in nats; zero if not asked for.
+        kl: ``KL(reference || policy)`` in nats; zero without a reference.
+    """
+
+    logps: Tensor
+    label_logits: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+
+def predictions(
+    logits: Tensor, labels: Tensor, reference: Tensor | None = None, entropy: bool = False
+) -> Predictions:
+    """Reduce logits to per-token quantities.
+
+    With ``p = softmax z`` and primes for the reference: ``H = -sum p log p`` and
+    ``KL = sum p' (log p' - log p)`` (TDPO, arXiv 2404.11999). The gradient with respect to ``z`` is
+    ``g_logp (1_y - p) + g_label 1_y - g_H p (log p + H) + g_KL (p - p')``. The softmax runs in fp32
+    whatever the dtype of the logits; ``-inf`` on entries that are never a label is legal.
+
+    Args:
+        logits: ``[M, V]``.
+        labels: Token ids, ``[M]``.
+        reference: Logits of the reference where the divergence is asked for; takes no gradient,
+            ``[M, V]``.
+        entropy: Whether the entropy is asked for.
+
+    Returns:
+        The quantities, inside the graph.
+
+    Example:
+        >>> predictions(torch.zeros(1, 4), torch.tensor([2]), entropy=True).entropy.exp()
+        tensor([4.])
+    """
+    arguments = (logits, labels, reference, entropy)
+    return Predictions(*_FromLogits.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+def tiled_predictions(
+    policy: Projection,
+    labels: Tensor,
+    tile: int,
+    reference: Projection | None = None,
+    entropy: bool = False,
+) -> Predictions:
+    """Do as :func:`predictions`, from hidden states, with the logits of a few tokens at a time.
+
+    Args:
+        policy: Takes gradients.
+        labels: Token ids, ``[M]``.
+        tile: Tokens whose logits are held at a time.
+        reference: Where the divergence is asked for; takes no gradient.
+        entropy: Whether the entropy is asked for.
+
+    Returns:
+        The quantities, inside the graph.
+
+    Example:
+        >>> hidden, weight = torch.zeros(2, 3), torch.zeros(4, 3)
+        >>> tiled_predictions(Projection(hidden, weight), torch.tensor([0, 1]), tile=1).logps.exp()
+        tensor([0.2500, 0.2500])
+    """
+    layers = [*_matmul_dtype(policy), *(_matmul_dtype(reference) if reference else [None] * 3)]
+    arguments = (*layers, labels, tile, entropy)
+    return Predictions(*_FromHidden.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+class _FromLogits(Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Predictions:
+        logits, labels, others, entropy = arguments
+        log_p = _log_softmax(logits)
+        log_q = None if others is None else _log_softmax(others)
+        results = _reduce(logits, log_p, labels, log_q, entropy)
+        ctx.save_for_backward(log_p, log_q, labels, results.entropy)
+        ctx.set_materialize_grads(False)
+        ctx.dtype = logits.dtype
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        log_p, log_q, labels, entropy = ctx.saved_tensors
+        incoming = _Gradients.of(gradients, entropy)
+        rows = incoming.diverging()
+        q = None if log_q is None else log_q[rows].exp()
+        d_logits = _logit_gradients(log_p, labels, entropy, incoming, q, rows)
+        return d_logits.to(ctx.dtype), None, None, None
+
+
+class _FromHidden(Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Predictions:
+        *layers, labels, tile, entropy = arguments
+        policy, reference = Projection(*layers[:3]), Projection(*layers[3:])
+        parts = []
+        for part in _tiles(labels, tile):
+            logits = _project(policy, part)
+            log_q = None if reference.hidden is None else _log_softmax(_project(reference, part))
+            parts.append(_reduce(logits, _log_softmax(logits), labels[part], log_q, entropy))
+        results = Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        ctx.tile = tile
+        ctx.save_for_backward(*layers, labels, results.entropy)
+        ctx.set_materialize_grads(False)
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        *layers, labels, entropy = ctx.saved_tensors
+        policy, reference = Projection(*layers[:3]), Projection(*layers[3:])
+        incoming = _Gradients.of(gradients, entropy)
+        wide = entropy.dtype
+        results = [
+            torch.zeros_like(value, dtype=wide) if value is not None and needed else None
+            for value, needed in zip(policy, ctx.needs_input_grad, strict=False)
+        ]
+        for part in _tiles(labels, ctx.tile):
+            mine = _Gradients(*(None if g is None else g[part] for g in incoming))
+            rows = mine.diverging()
+            q = None
+            if reference.hidden is not None and rows.stop > rows.start:
+                q = _log_softmax(_project(reference, part)[rows]).exp_()
+            log_p = _log_softmax(_project(policy, part))
+            d_logits = _logit_gradients(log_p, labels[part], entropy[part], mine, q, rows)
+            _add_weight_gradients(results, policy, part, d_logits.to(policy.hidden.dtype))
+        own = [None if d is None else d.to(layers[i].dtype) for i, d in enumerate(results)]
+        return (*own, *[None] * 6)
+
+
+class _Gradients(NamedTuple):
+    """Incoming gradients of the quantities, ``[M]`` each; None where nothing comes."""
+
+    logps: Tensor | None
+    label_logits: Tensor | None
+    entropy: Tensor | None
+    kl: Tensor | None
+
+    @classmethod
+    def of(cls, gradients: tuple[Tensor | None, ...], like: Tensor) -> _Gradients:
+        logps, label_logits, entropy, kl = gradients
+        return cls(torch.zeros_like(like) if logps is None else logps, label_logits, entropy, kl)
+
+    def diverging(self) -> slice:
+        """From the first to the last token with a gradient of its divergence.
+
+        TDPO2 stops that of the chosen responses, which come first.
+        """
+        if self.kl is None:
+            return slice(0, 0)
+        tokens = self.kl.nonzero().flatten().tolist()
+        return slice(tokens[0], tokens[-1] + 1) if tokens else slice(0, 0)
+
+
+def _reduce(
+    logits: Tensor, log_p: Tensor, labels: Tensor, log_q: Tensor | None, entropy: bool
+) -> Predictions:
+    nothing = log_p.new_zeros(len(labels))
+    return Predictions(
+        logps=log_p.gather(-1, labels[:, None]).squeeze(-1),
+        label_logits=logits.gather(-1, labels[:, None]).squeeze(-1).to(log_p.dtype),
+        entropy=-_expectation(log_p.exp(), log_p) if entropy else nothing,
+        kl=nothing.clone() if log_q is None else _expectation(log_q.exp(), log_q - log_p),
+    )
+
+
+def _logit_gradients(
+    log_p: Tensor,
+    labels: Tensor,
+    entropy: Tensor,
+    incoming: _Gradients,
+    q: Tensor | None,
+    rows: slice,
+) -> Tensor:
+    """Gradient with respect to the logits, ``[M, V]``."""
+    logps, label_logits, d_entropy, kl = incoming
+    assert logps is not None
+    factor = -logps[:, None] if kl is None else (kl - logps)[:, None]
+    gradient = log_p.exp()
+    if d_entropy is not None:
+        surprise = log_p.masked_fill(gradient == 0, 0.0).add_(entropy[:, None])
+        factor = factor - surprise.mul_(d_entropy[:, None])
+    gradient.mul_(factor)
+    if q is not None and kl is not None:
+        gradient[rows].addcmul_(q, kl[rows, None], value=-1.0)
+    at_label = logps if label_logits is None else logps + label_logits
+    return gradient.scatter_add_(-1, labels[:, None], at_label[:, None])
+
+
+def _add_weight_gradients(
+    results: list[Tensor | None], policy: Projection, part: slice, d_logits: Tensor
+) -> None:
+    """Add a tile's share to the gradients of hidden states, weight and bias."""
+    d_hidden, d_weight, d_bias = results
+    if d_hidden is not None:
+        d_hidden[part] = d_logits @ policy.weight
+    if d_weight is not None:
+        hidden = policy.hidden[part]
+        if d_weight.dtype == hidden.dtype:
+            d_weight.addmm_(d_logits.mT, hidden)
+        else:
+            d_weight.add_(d_logits.mT @ hidden)
+    if d_bias is not None:
+        d_bias.add_(d_logits.sum(0, dtype=d_bias.dtype))
+
+
+def _matmul_dtype(layer: Projection) -> Projection:
+    """Cast as autocast would: a backward pass does not see its state."""
+    device = layer.hidden.device.type
+    if not torch.is_autocast_enabled(device):
+        return layer
+    dtype = torch.get_autocast_dtype(device)
+    hidden, weight, bias = layer
+    return Projection(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+
+
+def _tiles(labels: Tensor, tile: int) -> list[slice]:
+    return [slice(start, start + tile) for start in range(0, len(labels), tile)]
+
+
+def _project(layer: Projection, part: slice) -> Tensor:
+    return linear(layer.hidden[part], layer.weight, layer.bias)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1, dtype=None if logits.dtype == torch.float64 else torch.float32)
+
+
+def _expectation(p: Tensor, values: Tensor) -> Tensor:
+    """``sum p v``; an entry of no probability adds nothing, even if its value is infinite."""
+    sums = (p * values).sum(-1)
+    broken = sums.isnan()
+    if bool(broken.any()):
+        values = values[broken].masked_fill(p[broken] == 0, 0.0)
+        sums[broken] = (p[broken] * values).sum(-1)
+    return sums
