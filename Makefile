@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint policy data clean
+.PHONY: quickstart test bench lint policy detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -18,6 +18,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 
+# About half an hour on two cores; writes benchmarks/results and docs/performance.md.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.suite cpu
+
 # Rebuild what the package ships. `policy` trains for about an hour on two cores.
 data: $(VENV)/.dev
 	$(BIN)/python -m lit_tidpo.assets.build.stdlib_defects lit_tidpo/assets/stdlib_defects
@@ -28,6 +32,10 @@ policy: $(VENV)/.dev
 	rm -rf runs/policy
 	$(BIN)/lit-tidpo export runs/sft_stdlib/policy.ckpt runs/policy --dtype bfloat16
 	cp runs/policy/config.json runs/policy/generation_config.json runs/policy/model.safetensors lit_tidpo/assets/policy/
+
+detector: $(VENV)/.dev
+	$(BIN)/python -m lit_tidpo.estimators.detector_training --output lit_tidpo/assets/detector \
+		--source builtin:stdlib_defects --tokenizer builtin:policy --max_length 512
 
 clean:
 	rm -rf $(VENV) runs

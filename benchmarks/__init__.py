@@ -1,0 +1,1 @@
+"""Measurements of this project. Not part of the package; run them from the repository's root."""

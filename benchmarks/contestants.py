@@ -1,0 +1,68 @@
+"""Who is measured: settings of the two trainers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_tidpo.anchors import AnchorOptions
+from lit_tidpo.components.dpo import DPOLoss
+from lit_tidpo.components.triplet import TripletLoss
+from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
+
+CACHE = "runs/bench/reference"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to train.
+
+    Attributes:
+        side: ``ours``, ``trl`` or ``naive``.
+        options: Options of ``PreferenceModule``, or of TRL's ``DPOConfig``.
+        compiled: Whether the policy's layers are compiled.
+        devices: Processes that train together, each on a batch of its own.
+    """
+
+    side: str
+    options: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    devices: int = 1
+
+
+def _plain(**options: Any) -> Contestant:
+    return Contestant("ours", {"losses": {"dpo": DPOLoss()}, "reference_cache": CACHE, **options})
+
+
+def _weighted(**options: Any) -> Contestant:
+    losses = {"weighted": WeightedDPOLoss(alpha=0.0)}
+    return Contestant("ours", {"losses": losses, "reference_cache": CACHE, **options})
+
+
+def _full(reuse: int, **options: Any) -> Contestant:
+    losses = {"weighted": WeightedDPOLoss(alpha=0.5), "triplet": TripletLoss()}
+    anchor = AnchorOptions(max_new_tokens=64, reuse_steps=reuse)
+    settings = {"losses": losses, "loss_weights": {"triplet": 0.1}, "anchor": anchor}
+    return Contestant("ours", {**settings, **options})
+
+
+_TRL_BEST = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
+
+CONTESTANTS = {
+    "trl_default": Contestant("trl"),
+    "trl_best": Contestant("trl", _TRL_BEST),
+    "plain": _plain(),
+    "plain_online_reference": _plain(reference_cache=None),
+    "plain_padded": _plain(layout="padded"),
+    "plain_packed": _plain(layout="packed"),
+    "plain_tiles": _plain(logits_at_once=2**21),
+    "plain_all_logits": _plain(logits_at_once=2**40),
+    "plain_compiled": Contestant("ours", _plain().options, compiled=True),
+    "plain_two_processes": Contestant("ours", _plain().options, devices=2),
+    "importance": _weighted(),
+    "importance_every_16": _weighted(importance_every=16),
+    "tidpo": _full(1),
+    "tidpo_reuse_8": _full(8),
+    "naive_tidpo": Contestant("naive", {"padded_anchors": True}),
+    "naive_tidpo_short_anchors": Contestant("naive", {"padded_anchors": False}),
+}

@@ -1,0 +1,137 @@
+"""Measure one contestant on one workload in this process: ``python -m benchmarks.worker``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import os
+import resource
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.workloads import WORKLOADS
+
+WARM_UP = 2
+
+
+class Clock:
+    """Times of steps.
+
+    Args:
+        steps: Number of steps.
+        flops: Whether to count the operations of the last step.
+    """
+
+    def __init__(self, steps: int, flops: bool) -> None:
+        self.times: list[tuple[float, float]] = []
+        self.losses: list[float] = []
+        self.steps, self.flops = steps, flops
+        self.counter: Any = None
+
+    def tick(self, loss: Any) -> None:
+        """Note the end of a step."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append((time.process_time(), time.perf_counter()))
+        self.losses.append(0.0 if loss is None else float(loss))
+        if self.flops and len(self.times) == self.steps - 1:
+            self.counter = FlopCounterMode(display=False)
+            self.counter.__enter__()
+        elif self.counter is not None:
+            self.counter.__exit__(None, None, None)
+
+    def result(self) -> dict[str, float]:
+        """Means over the measured steps, and the operations of the last one."""
+        if self.flops:
+            return {"flops": float(self.counter.get_total_flops())}
+        measured = self.times[WARM_UP - 1 :]
+        steps = [
+            [after - before for before, after in zip(one, other, strict=True)]
+            for one, other in itertools.pairwise(measured)
+        ]
+        cpu, wall = (statistics.mean(column) for column in zip(*steps, strict=True))
+        return {"cpu_s": cpu, "wall_s": wall}
+
+
+def peak_memory() -> int:
+    """Bytes: allocated on the GPU, or resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(
+    workload: str, contestant: str, steps: int, batches: int | None, mode: str
+) -> dict[str, Any]:
+    """Train and measure.
+
+    Args:
+        workload: A key of ``WORKLOADS``.
+        contestant: A key of ``CONTESTANTS``.
+        steps: Optimizer steps, the warm-up included.
+        batches: Batches in an epoch; None has as many as steps.
+        mode: ``time``, ``flops`` (of the last step) or ``losses``.
+
+    Returns:
+        The figures, the losses and what was run.
+    """
+    load, entry = WORKLOADS[workload], CONTESTANTS[contestant]
+    folder = load.prepare((batches or steps) * entry.devices)
+    clock = Clock(steps, mode == "flops")
+    start = time.process_time()
+    losses = None
+    if entry.side == "trl":
+        from benchmarks import theirs
+
+        before = peak_memory()
+        losses = theirs.train(folder, load, entry, steps, clock.tick, log=mode == "losses")
+    else:
+        from benchmarks import naive, ours
+
+        before = peak_memory()
+        side = ours if entry.side == "ours" else naive
+        side.train(folder, load, entry, steps, clock.tick)
+    return {
+        "workload": dataclasses.asdict(load),
+        "contestant": contestant,
+        **clock.result(),
+        "useful_tokens": load.useful_tokens(folder, WARM_UP),
+        "total_cpu_s": time.process_time() - start,
+        "memory": peak_memory(),
+        "memory_before": before,
+        "losses": losses or clock.losses,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "transformers", "trl", "lightning", "lit-tidpo")
+        },
+    }
+
+
+def main() -> None:
+    """Print the figures as one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workload", choices=WORKLOADS)
+    parser.add_argument("contestant", choices=CONTESTANTS)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batches", type=int)
+    parser.add_argument("--mode", choices=["time", "flops", "losses"], default="time")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    result = measure(**vars(arguments))
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The benchmark measures the same work on both sides, and reports what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import naive, report
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.suite import CPU, GPU, Group, Row, check_losses, run, summarise
+from benchmarks.workloads import WORKLOADS
+from lit_tidpo import PreferenceModule
+from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.testing import tiny_batch, tiny_policy
+
+RESULTS = Path("benchmarks/results/cpu.json")
+REQUIRED = {
+    "dpo_speed_vs_trl_best",
+    "dpo_memory_vs_trl_best_vocab128k",
+    "gradient_importance_overhead",
+    "gradient_importance_overhead_amortised",
+    "tidpo_vs_trl_dpo",
+    "tidpo_reused_anchors_vs_trl_dpo",
+    "tidpo_vs_naive",
+}
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+
+
+def test_every_row_names_contestants_and_a_workload():
+    rows = [(group.workload, row) for group in (*CPU, *GPU) for row in group.rows]
+    for workload, row in rows:
+        assert workload in WORKLOADS
+        assert {row.ours, row.peer} <= CONTESTANTS.keys()
+    assert {row.name for group in CPU for row in group.rows} >= REQUIRED
+
+
+def test_ratios_are_taken_within_a_round():
+    """Two rounds by hand: 6/2 and 8/4 of time, 30/20 of operations."""
+    row = Row("speed", "a", "b", faster=True, target=2.6)
+    common = {"workload": {}, "device": "cpu", "threads": 1, "versions": {}, "useful_tokens": 12.0}
+    runs = {
+        "a": [{"cpu_s": 2.0, "wall_s": 4.0, **common}, {"cpu_s": 4.0, "wall_s": 4.0, **common}],
+        "b": [{"cpu_s": 6.0, "wall_s": 4.0, **common}, {"cpu_s": 8.0, "wall_s": 8.0, **common}],
+    }
+    flops = {"a": {"flops": 20.0}, "b": {"flops": 30.0}}
+    result = summarise(row, Group("tiny", 3, (row,)), runs, flops)
+    assert (result["ratio_min"], result["ratio_median"], result["ratio_max"]) == (2.0, 2.5, 3.0)
+    assert (result["wall_ratio_median"], result["flops_ratio"]) == (1.5, 1.5)
+    assert (result["ours"], result["peer"]) == (4.5, 1.75)  # 12/2 and 12/4; 12/6 and 12/8
+    assert not result["met"]
+    overhead = summarise(Row("cost", "a", "b", target=0.5), Group("tiny", 3, ()), runs, flops)
+    assert overhead["ratio_median"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert overhead["met"]
+
+
+def test_useful_tokens_count_the_prompt_twice_and_both_ends(tmp_path):
+    rows = [{"prompt": "a b", "chosen": " c", "rejected": " d e f"}] * 4
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert WORKLOADS["tiny"].useful_tokens(tmp_path, skipped=1) == 2 * (2 * 2 + 1 + 3 + 2)
+
+
+def test_the_naive_baseline_has_the_loss_of_the_module():
+    """Its mathematics is the paper's: same loss and gradients on the same anchors."""
+    batch, losses, gradients = tiny_batch(weights=False), [], []
+    anchors = batch.role("rejected")
+    anchors.roles = ("anchor",)
+    for side in ("ours", "naive"):
+        policy, reference = tiny_policy(), tiny_policy(seed=1).eval()
+        module = PreferenceModule(PolicyConfig(), **CONTESTANTS["tidpo"].options)
+        module.attach(policy, reference)
+        if side == "ours":
+            outcome = module.objective.evaluate(policy, module.reference, batch, anchors)
+            loss = outcome.loss.mean()
+        else:
+            loss = naive.tidpo_loss(policy, reference, batch, anchors)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    scale = gradients[1].abs().max()
+    torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_both_sides_train_on_the_same_losses():
+    """A tiny workload end to end, each contestant in a process of its own."""
+    row = Row("speed", "plain", "trl_best", faster=True)
+    group = Group("tiny", 4, (row,))
+    check_losses(group)
+    runs = {name: [run("tiny", name, 4, None, "time")] for name in group.contestants}
+    flops = {name: run("tiny", name, 4, None, "flops") for name in group.contestants}
+    result = summarise(row, group, runs, flops)
+    assert result["flops_ratio"] > 1.5  # half the prompts, and logits of responses alone
+    assert report.line(result).count("|") == 11
+
+
+@pytest.mark.slow
+def test_importance_and_shared_prompts_cost_the_operations_that_were_counted_by_hand():
+    """Operations do not depend on the machine, so they are asserted here and times are not."""
+    flops = {
+        name: run("tiny", name, 4, None, "flops")["flops"]
+        for name in ("plain", "plain_padded", "importance")
+    }
+    assert flops["plain"] < 0.8 * flops["plain_padded"]
+    assert flops["importance"] < 1.35 * flops["plain"]
+
+
+def test_the_page_shows_the_results():
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert {result["name"] for result in results} >= REQUIRED
+    page = report.PAGE.read_text(encoding="utf-8")
+    for result in results:
+        assert report.line(result) in page
+
+
+def test_insert_exchanges_the_text_between_the_marks():
+    page = "a\n<!-- cpu -->\nold\n<!-- end cpu -->\nb"
+    assert report.insert(page, "cpu", "new") == "a\n<!-- cpu -->\nnew\n<!-- end cpu -->\nb"
