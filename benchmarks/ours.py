@@ -41,9 +41,10 @@ def train(
         tick: Called with the loss after each step.
     """
     lightning.seed_everything(0, verbose=False)
+    fused = load.precision != "bf16"  # Lightning does not clip for it in mixed precision
     module = PreferenceModule(
         PolicyConfig(str(folder), dtype="float32"),
-        optimizer=functools.partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0, fused=True),
+        optimizer=functools.partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0, fused=fused),
         **contestant.options,
     )
     module.configure_model()

@@ -18,6 +18,7 @@ PLUGINS = {
 # one argument of each plugin that has any, with a value that is not its default
 ARGUMENTS = {
     "gradient": ("norm", "l2"),
+    "detector": ("path", "builtin:detector"),
     "attention": ("reduction", "max"),
     "random": ("seed", 7),
     "weighted_dpo": ("alpha", 0.25),
@@ -92,7 +93,7 @@ def check(model, name):
 
 
 def test_there_is_an_argument_to_try_for_each_plugin_that_has_any():
-    assert set(PLUGINS) - set(ARGUMENTS) == {"uniform", "supplied", "dpo"}
+    assert set(PLUGINS) - set(ARGUMENTS) == {"uniform", "supplied", "log_ratio", "dpo"}
 
 
 @pytest.mark.parametrize("name", PLUGINS)

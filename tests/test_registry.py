@@ -14,7 +14,15 @@ from lit_tidpo.errors import InputError, PluginError
 from lit_tidpo.registry import IMPORTANCE, LOSSES, found, inspect, load
 
 BUILT_IN = {
-    IMPORTANCE: {"gradient", "attention", "uniform", "random", "supplied"},
+    IMPORTANCE: {
+        "attention",
+        "detector",
+        "gradient",
+        "log_ratio",
+        "random",
+        "supplied",
+        "uniform",
+    },
     LOSSES: {"dpo", "weighted_dpo", "triplet"},
 }
 
