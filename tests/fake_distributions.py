@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,10 @@ class FakeSite:
             (self.folder / f"{module}.py").write_text(text)
             self._forget(sys.modules, module)
         importlib.invalidate_caches()
+        # importlib.metadata looks again where a folder's time has moved, which two changes within a
+        # tick of the clock do not make it do.
+        time = self.folder.stat().st_mtime_ns + 10**7
+        os.utime(self.folder, ns=(time, time))
 
     def _forget(self, names: dict[str, Any], name: str) -> None:
         """Take a name away, now and, whatever a test makes of it, when the test ends."""
