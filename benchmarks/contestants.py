@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_tidpo.anchors import AnchorOptions
@@ -34,11 +34,6 @@ def _plain(**options: Any) -> Contestant:
     return Contestant("ours", {"losses": {"dpo": DPOLoss()}, "reference_cache": CACHE, **options})
 
 
-def _weighted(**options: Any) -> Contestant:
-    losses = {"weighted": WeightedDPOLoss(alpha=0.0)}
-    return Contestant("ours", {"losses": losses, "reference_cache": CACHE, **options})
-
-
 def _full(reuse: int, **options: Any) -> Contestant:
     losses = {"weighted": WeightedDPOLoss(alpha=0.5), "triplet": TripletLoss()}
     anchor = AnchorOptions(max_new_tokens=64, reuse_steps=reuse)
@@ -46,6 +41,7 @@ def _full(reuse: int, **options: Any) -> Contestant:
     return Contestant("ours", {**settings, **options})
 
 
+_WEIGHTED = {"weighted": WeightedDPOLoss(alpha=0.0)}
 _TRL_BEST = {"gradient_checkpointing": False, "precompute_ref_log_probs": True}
 
 CONTESTANTS = {
@@ -57,10 +53,10 @@ CONTESTANTS = {
     "plain_packed": _plain(layout="packed"),
     "plain_tiles": _plain(logits_at_once=2**21),
     "plain_all_logits": _plain(logits_at_once=2**40),
-    "plain_compiled": Contestant("ours", _plain().options, compiled=True),
-    "plain_two_processes": Contestant("ours", _plain().options, devices=2),
-    "importance": _weighted(),
-    "importance_every_16": _weighted(importance_every=16),
+    "plain_compiled": replace(_plain(), compiled=True),
+    "plain_two_processes": replace(_plain(), devices=2),
+    "importance": _plain(losses=_WEIGHTED),
+    "importance_every_16": _plain(losses=_WEIGHTED, importance_every=16),
     "tidpo": _full(1),
     "tidpo_reuse_8": _full(8),
     "naive_tidpo": Contestant("naive", {"padded_anchors": True}),

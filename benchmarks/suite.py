@@ -21,7 +21,6 @@ from typing import Any
 from benchmarks import report
 from benchmarks.workloads import LENGTHS, PAIRS, WIDTHS
 
-RESULTS = Path("benchmarks/results")
 Runs = dict[str, list[dict[str, Any]]]
 
 
@@ -304,7 +303,7 @@ def main() -> None:
         "--only", help="measure workloads whose name contains this, keep the others"
     )
     arguments = parser.parse_args()
-    file = RESULTS / f"{arguments.device}.json"
+    file = report.RESULTS / f"{arguments.device}.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     groups = CPU if arguments.device == "cpu" else GPU
     groups = tuple(group for group in groups if (arguments.only or "") in group.workload)
@@ -324,7 +323,7 @@ def main() -> None:
         if group.alone:
             measure(group)
     if arguments.device == "cpu" and not arguments.only:
-        write(RESULTS / "scaling.json", sweep())
+        write(report.RESULTS / "scaling.json", sweep())
     report.main()
 
 

@@ -19,13 +19,14 @@ from benchmarks.workloads import Workload
 class _Ticks(TrainerCallback):
     def __init__(self, tick: Callable[[Any], None]) -> None:
         self.tick = tick
+        self.losses: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self.tick(None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **rest: Any) -> None:
         if "loss" in logs:
-            self.losses = [*getattr(self, "losses", []), logs["loss"]]
+            self.losses.append(logs["loss"])
 
 
 def train(
@@ -77,4 +78,4 @@ def train(
         callbacks=[ticks],
     )
     trainer.train()
-    return getattr(ticks, "losses", [])
+    return ticks.losses

@@ -87,17 +87,14 @@ def measure(
     load, entry = WORKLOADS[workload], CONTESTANTS[contestant]
     folder = load.prepare((batches or steps) * entry.devices)
     clock = Clock(steps, mode == "flops")
-    start = time.process_time()
     losses = None
     if entry.side == "trl":
         from benchmarks import theirs
 
-        before = peak_memory()
         losses = theirs.train(folder, load, entry, steps, clock.tick, log=mode == "losses")
     else:
         from benchmarks import naive, ours
 
-        before = peak_memory()
         side = ours if entry.side == "ours" else naive
         side.train(folder, load, entry, steps, clock.tick)
     return {
@@ -105,9 +102,7 @@ def measure(
         "contestant": contestant,
         **clock.result(),
         "useful_tokens": load.useful_tokens(folder, WARM_UP),
-        "total_cpu_s": time.process_time() - start,
         "memory": peak_memory(),
-        "memory_before": before,
         "losses": losses or clock.losses,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),

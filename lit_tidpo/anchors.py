@@ -125,7 +125,8 @@ def _plain_sampling(policy: Any) -> Iterator[None]:
     from transformers import GenerationConfig
 
     # peft's wrapper hands its settings on to the model inside.
-    models = [policy, policy.get_base_model()] if hasattr(policy, "get_base_model") else [policy]
+    inner = _inner(policy)
+    models = [policy] if inner is policy else [policy, inner]
     settings = [model.generation_config for model in models]
     ends, pad = _end_ids(policy) or None, _pad_id(policy)
     policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)  # type: ignore[no-untyped-call]
@@ -134,6 +135,11 @@ def _plain_sampling(policy: Any) -> Iterator[None]:
     finally:
         for model, own in zip(models, settings, strict=True):
             model.generation_config = own
+
+
+def _inner(policy: Any) -> Any:
+    """The model inside peft's wrapper; a policy without one is that model."""
+    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
 
 
 def _cache(policy: Any, positions: int) -> dict[str, Any]:
@@ -145,10 +151,10 @@ def _cache(policy: Any, positions: int) -> dict[str, Any]:
     """
     from transformers import StaticCache
 
-    model = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        return {"use_cache": True}  # a state-space model, whose cache does not grow
-    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+    model = _inner(policy)
+    # The cache of a state-space model does not grow.
+    grows = "past_key_values" in inspect.signature(model.forward).parameters
+    if not grows or torch.is_autocast_enabled(next(model.parameters()).device.type):
         return {"use_cache": True}
     cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=positions)
     return {"use_cache": True, "past_key_values": cache, "disable_compile": True}

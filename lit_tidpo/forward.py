@@ -85,9 +85,10 @@ def run_batches(
     Returns:
         For each batch the traces, and the position-wise KL where asked for.
     """
-    tiles = [
-        _tile((policy, reference.model or policy), batch, computation) for batch, _ in requests
-    ]
+    if computation.layout == "shared_prompt":
+        _check_same_prompts([batch for batch, _ in requests])
+    heads = [linear_head(model) for model in (policy, reference.model or policy)]
+    tiles = [_tile(heads, batch, computation) for batch, _ in requests]
     others: list[_Pass | None] = [None] * len(requests)
     traces: list[ModelTrace | None] = [None] * len(requests)
     if any(_fields(needs, "reference") is not None for _, needs in requests):
@@ -186,7 +187,8 @@ def _run(
     batches = [
         batch for (batch, _), asked in zip(requests, fields, strict=True) if asked is not None
     ]
-    prompts = _run_prompts(model, batches) if layout == "shared_prompt" else None
+    prompts = _run_prompts(model, batches[0]) if layout == "shared_prompt" else None
+    head = linear_head(model)
     passes: list[_Pass | None] = []
     for (batch, _), asked, tile in zip(requests, fields, tiles, strict=True):
         if asked is None:
@@ -197,7 +199,7 @@ def _run(
             kept = kept | _last_tokens(batch)
         rows = _packed_rows(batch, prompts, layout)
         output = run_pass(model, batch, kept, rows, "attentions" in asked, tile is None)
-        passes.append(_Pass(linear_head(model), batch, asked, kept, output, tile))
+        passes.append(_Pass(head, batch, asked, kept, output, tile))
     return passes
 
 
@@ -220,12 +222,9 @@ def _packed_rows(
     return PackedRows(batch.attention_mask & (batch.positions >= first), prompts)
 
 
-def _run_prompts(model: nn.Module, batches: Sequence[ResponseBatch]) -> PackedRows | None:
+def _run_prompts(model: nn.Module, batch: ResponseBatch) -> PackedRows | None:
     """Run each prompt once, up to the token before its last, for its keys and values."""
-    first = batches[0].role(batches[0].roles[0])
-    for batch in batches:
-        for role in batch.roles:
-            _check_same_prompts(first, batch.role(role))
+    first = batch.role(batch.roles[0])
     rows = PackedRows(first.positions < first.prompt_lengths[:, None] - 1, states={})
     if not bool(rows.taken.any()):
         return None
@@ -233,24 +232,26 @@ def _run_prompts(model: nn.Module, batches: Sequence[ResponseBatch]) -> PackedRo
     return rows
 
 
-def _check_same_prompts(first: ResponseBatch, other: ResponseBatch) -> None:
+def _check_same_prompts(batches: Sequence[ResponseBatch]) -> None:
+    """Refuse rows of a pair whose prompts differ."""
+    first, *others = (batch.role(role) for batch in batches for role in batch.roles)
     width = int(first.prompt_lengths.max())
     inside = first.positions[:width] < first.prompt_lengths[:, None]
-    same = torch.equal(first.prompt_lengths, other.prompt_lengths) and torch.equal(
-        first.input_ids[:, :width][inside], other.input_ids[:, :width][inside]
-    )
-    if not same:
-        raise InputError(
-            "the responses of a pair have different prompts, which cannot be computed once for "
-            "both: set layout=packed"
+    for other in others:
+        same = torch.equal(first.prompt_lengths, other.prompt_lengths) and torch.equal(
+            first.input_ids[:, :width][inside], other.input_ids[:, :width][inside]
         )
+        if not same:
+            raise InputError(
+                "the responses of a pair have different prompts, which cannot be computed once "
+                "for both: set layout=packed"
+            )
 
 
 def _tile(
-    models: Sequence[nn.Module], batch: ResponseBatch, computation: Computation
+    heads: Sequence[nn.Linear | None], batch: ResponseBatch, computation: Computation
 ) -> int | None:
     """Tokens in a tile of the output layers; None where all logits are held at once."""
-    heads = [linear_head(model) for model in models]
     sizes = [head.out_features for head in heads if head is not None]
     if len(sizes) < len(heads) or batch.response_tokens * max(sizes) <= computation.logits_at_once:
         return None

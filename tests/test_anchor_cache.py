@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from pair_selection import take
 
 from lit_tidpo.anchor_cache import AnchorCache
 from lit_tidpo.anchors import AnchorOptions, sample_anchors
@@ -14,20 +15,6 @@ from lit_tidpo.testing import tiny_batch, tiny_policy
 
 OPTIONS = AnchorOptions(max_new_tokens=12, temperature=2.0, reuse_steps=3)
 FIELDS = ("input_ids", "prompt_lengths", "lengths", "index", "counted")
-
-
-def take(batch, pairs):
-    """Some of the pairs, in another order."""
-    rows = torch.tensor([pair + role * batch.size for role in range(2) for pair in pairs])
-    return dataclasses.replace(
-        batch,
-        input_ids=batch.input_ids[rows],
-        prompt_lengths=batch.prompt_lengths[rows],
-        lengths=batch.lengths[rows],
-        index=batch.index[pairs],
-        counted=batch.counted[pairs],
-        supplied_weights=None,
-    )
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
+from pair_selection import take
 
 from lit_tidpo.importance_cache import WeightCache
 from lit_tidpo.testing import tiny_batch
@@ -16,23 +15,6 @@ def weights_of(batch, seed=0):
     generator = torch.Generator().manual_seed(seed)
     values = 0.1 + torch.rand(batch.input_ids.shape, generator=generator)
     return values.masked_fill(~batch.response_mask, 0.0)
-
-
-def take(batch, pairs, width):
-    """Some of the pairs, in another order and width, as another loader would batch them."""
-    rows = [pair + role * batch.size for role in range(2) for pair in pairs]
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    kept = min(width, batch.input_ids.shape[1])
-    ids[:, :kept] = batch.input_ids[rows, :kept]
-    return dataclasses.replace(
-        batch,
-        input_ids=ids,
-        prompt_lengths=batch.prompt_lengths[rows],
-        lengths=batch.lengths[rows],
-        index=batch.index[pairs],
-        counted=batch.counted[pairs],
-        supplied_weights=None,
-    )
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_tidpo.data import PreferenceDataModule
+
+from .order import Order
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -17,23 +18,8 @@ pytestmark = [
 ]
 
 
-class Order(LightningModule):
-    """Records the epoch and the rows of each training batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append((self.current_epoch, batch_idx, batch.index.tolist()))
-        return self.layer(torch.ones(1, 1)).sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+def order():
+    return Order(lambda batch, batch_idx: (batch_idx, batch.index.tolist()))
 
 
 @pytest.fixture
@@ -44,7 +30,7 @@ def fit(tmp_path, write_rows, numbered_rows, tokenizer_folder):
 
     def run(data=None, ckpt_path=None, callbacks=None, **trainer):
         options = {"batch_size": 3, "seed": 5, **(data or {})}
-        model = Order()
+        model = order()
         Trainer(
             accelerator="cpu",
             logger=False,
@@ -128,7 +114,7 @@ def test_fitting_on_continues_with_the_next_epoch(write_rows, numbered_rows, tok
     )
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
-    whole, parts = Order(), Order()
+    whole, parts = order(), order()
     Trainer(max_epochs=2, **quiet).fit(whole, datamodule=data)
     trainer = Trainer(max_epochs=1, **quiet)
     trainer.fit(parts, datamodule=data)

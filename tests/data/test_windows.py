@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import move_data_to_device
 
 from lit_tidpo.data import PreferenceDataModule
 from lit_tidpo.errors import InputError
+
+from .order import Order
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -95,27 +97,8 @@ def test_evaluation_announces_nothing(make):
     assert [announced(batch) for batch in data.val_dataloader()] == [[], []]
 
 
-class Order(LightningModule):
-    """Records the rows of each training batch, and those it announces."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        self.seen.append((self.current_epoch, batch.index.tolist(), announced(batch)))
-        return self.layer(torch.ones(1, 1)).sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-
-
 def fit(data, ckpt_path=None, callbacks=None):
-    model = Order()
+    model = Order(lambda batch, batch_idx: (batch.index.tolist(), announced(batch)))
     Trainer(
         accelerator="cpu",
         max_epochs=2,
