@@ -56,9 +56,11 @@ CONTESTANTS = {
     "plain_compiled": replace(_plain(), compiled=True),
     "plain_two_processes": replace(_plain(), devices=2),
     "importance": _plain(losses=_WEIGHTED),
+    "importance_online_reference": _plain(losses=_WEIGHTED, reference_cache=None),
     "importance_every_16": _plain(losses=_WEIGHTED, importance_every=16),
     "tidpo": _full(1),
     "tidpo_reuse_8": _full(8),
     "naive_tidpo": Contestant("naive", {"padded_anchors": True}),
     "naive_tidpo_short_anchors": Contestant("naive", {"padded_anchors": False}),
+    "naive_tidpo_without_cache": Contestant("naive", {"padded_anchors": True, "use_cache": False}),
 }

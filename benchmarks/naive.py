@@ -39,7 +39,7 @@ def train(
     module = PreferenceModule(PolicyConfig(str(folder)), **CONTESTANTS["tidpo"].options)
     for _, batch in zip(range(steps), sequential_loader(folder, load, module), strict=False):
         width = 2 * load.longest if contestant.options["padded_anchors"] else None
-        anchors = sample(policy, batch, width)
+        anchors = sample(policy, batch, width, contestant.options.get("use_cache", True))
         loss = tidpo_loss(policy, reference, batch, anchors)
         optimizer.zero_grad()
         loss.backward()
@@ -110,7 +110,9 @@ def distance(one: tuple[Tensor, ResponseBatch], other: tuple[Tensor, ResponseBat
     return torch.stack(sums)
 
 
-def sample(policy: Any, batch: ResponseBatch, longest: int | None) -> ResponseBatch:
+def sample(
+    policy: Any, batch: ResponseBatch, longest: int | None, use_cache: bool
+) -> ResponseBatch:
     """Anchors, padded to a fixed length or to the longest of them."""
     chosen = batch.role("chosen")
     width = int(chosen.prompt_lengths.max())
@@ -125,6 +127,7 @@ def sample(policy: Any, batch: ResponseBatch, longest: int | None) -> ResponseBa
         top_k=50,
         top_p=0.95,
         max_new_tokens=NEW_TOKENS,
+        use_cache=use_cache,
         pad_token_id=2,
     )
     ends = (generated[:, width:] == 1).long()

@@ -98,10 +98,11 @@ CPU = (
     ),
     Group(
         "ragged",
-        4,
+        3,
         (
             Row("tidpo_vs_naive", "tidpo", "naive_tidpo", faster=True, target=8.0),
-            Row("tidpo_vs_naive_short_anchors", "tidpo", "naive_tidpo_short_anchors", faster=True),
+            Row("tidpo_vs_naive/short_anchors", "tidpo", "naive_tidpo_short_anchors", faster=True),
+            Row("tidpo_vs_naive/without_cache", "tidpo", "naive_tidpo_without_cache", faster=True),
         ),
     ),
     Group(
@@ -112,7 +113,7 @@ CPU = (
                 "gradient_importance_overhead_amortised", "importance_every_16", "plain", target=1.1
             ),
         ),
-        batches=4,
+        batches=2,
     ),
     Group(
         "vocab128k",
@@ -132,6 +133,11 @@ CPU = (
             _technique("tiles_instead_of_all_logits", "plain_tiles"),
             Row("technique/compiled_layers", "plain_compiled", "plain", faster=True),
             Row("dpo_speed_vs_trl_default", "plain", "trl_default", faster=True),
+            Row(
+                "gradient_importance_overhead/online_reference",
+                "importance_online_reference",
+                "plain_online_reference",
+            ),
         ),
     ),
     Group("short", 10, (_against_trl("short"),)),

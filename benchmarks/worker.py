@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import resource
 import statistics
@@ -21,6 +22,28 @@ from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS
 
 WARM_UP = 2
+
+
+def _attention_flops(query: Any, key: Any, is_causal: bool, products: int) -> int:
+    """Operations of so many products of scores' size; the causal kernels do half of them."""
+    *rows, length, size = query
+    return products * math.prod(rows) * length * key[-2] * size * (1 if is_causal else 2)
+
+
+def _forward_flops(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:
+    is_causal = rest[1] if len(rest) > 1 else options.get("is_causal", False)
+    return _attention_flops(query, key, is_causal, 2)
+
+
+def _backward_flops(grad: Any, query: Any, key: Any, *rest: Any, **options: Any) -> int:
+    return _attention_flops(query, key, rest[4], 5)
+
+
+# PyTorch counts the attention kernels of GPUs only.
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
+}
 
 
 class Clock:
@@ -44,7 +67,7 @@ class Clock:
         self.times.append((time.process_time(), time.perf_counter()))
         self.losses.append(0.0 if loss is None else float(loss))
         if self.flops and len(self.times) == self.steps - 1:
-            self.counter = FlopCounterMode(display=False)
+            self.counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
             self.counter.__enter__()
         elif self.counter is not None:
             self.counter.__exit__(None, None, None)

@@ -75,11 +75,11 @@ class Workload:
         folder = FOLDER / f"{self.name}-{batches}"
         if (folder / "train.jsonl").exists():
             return folder
-        words = Tokenizer(
-            models.WordLevel({f"t{i}": i for i in range(self.vocabulary)}, unk_token="t0")
-        )
+        ends = {"unk_token": "<unk>", "eos_token": "<eos>", "pad_token": "<pad>"}
+        entries = [*ends.values(), *(f"t{i}" for i in range(3, self.vocabulary))]
+        known = {entry: i for i, entry in enumerate(entries)}
+        words = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
         words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        ends = {"eos_token": "t1", "pad_token": "t2", "unk_token": "t0"}
         PreTrainedTokenizerFast(tokenizer_object=words, **ends).save_pretrained(folder)
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -149,7 +149,7 @@ WORKLOADS = {
         Workload("long_1to3", prompt=128, response=384, spread=0.3, longest=1024, pairs=2),
         Workload("vocab128k", vocabulary=128_000, pairs=4),
         Workload("bf16", precision="bf16"),
-        Workload("even", prompt=64, response=64, spread=0.0),
+        Workload("even", prompt=64, response=64, spread=0.0, pairs=16),
         Workload("tiny", prompt=6, response=8, vocabulary=64, hidden=64, layers=1, pairs=2),
         Workload(
             "gpu_1b",

@@ -67,6 +67,8 @@ def run_pass(
         inputs = {
             "input_ids": batch.input_ids[rows.taken].unsqueeze(0),
             "position_ids": rows.positions,
+            # One that transformers takes as it is; else it makes one of all tokens against all.
+            "attention_mask": torch.empty(1, 1, 1, 1, device=batch.input_ids.device),
             "packed_rows": rows,
         }
     with (

@@ -7,6 +7,7 @@ interface of transformers and hands everything else on to PyTorch's SDPA.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,65 +43,99 @@ class PackedRows:
         self.states = states
         self.lengths = taken.sum(-1)
         self.width = int(self.lengths.max())
-        self.filled = torch.arange(self.width, device=taken.device) < self.lengths[:, None]
-        self.slots = self.filled.flatten().nonzero().squeeze(-1)
-        self._masks: dict[int | None, Tensor] = {}
+        self.before = torch.zeros_like(self.lengths)
+        if prompts is not None:
+            self.before = prompts.lengths.repeat(self._responses(prompts))
+        self.span = int((self.before + self.lengths).max())
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     @property
     def positions(self) -> Tensor:
         """Position of each packed token in its row, ``[1, M]``."""
         return self.taken.nonzero()[:, 1].unsqueeze(0)
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        """Packed tokens ``[heads, M, D]`` to rows, zero at their ends, ``[N, heads, R, D]``."""
-        heads, _, size = packed.shape
-        padded = packed.new_zeros(self.filled.numel(), heads, size)
-        padded = padded.index_copy(0, self.slots, packed.transpose(0, 1))
-        return padded.view(*self.filled.shape, heads, size).transpose(1, 2)
+    @cached_property
+    def slots(self) -> Tensor:
+        """Place of each packed token among rows that start with their prompts, ``[M]``."""
+        return _slots(self.lengths, self.span, self.before)
 
-    def pack(self, rows: Tensor) -> Tensor:
-        """Rows ``[N, R, heads, D]`` to packed tokens ``[1, M, heads, D]``."""
-        return rows.flatten(0, 1).index_select(0, self.slots).unsqueeze(0)
+    @cached_property
+    def own_slots(self) -> Tensor:
+        """Place of each packed token among rows without their prompts, ``[M]``."""
+        return _slots(self.lengths, self.width)
 
-    def with_prompts(self, states: Tensor, layer: int, which: int) -> Tensor:
-        """Keys (0) or values (1) of the prompt and the row itself, ``[N, heads, P + R, D]``."""
-        own = self.unpack(states)
+    @cached_property
+    def _prompt_slots(self) -> Tensor:
+        return _slots(self.before, self.span)
+
+    def _responses(self, prompts: PackedRows) -> int:
+        return len(self.taken) // len(prompts.taken)
+
+    def is_square(self, window: int | None) -> bool:
+        """Whether queries are laid out as the keys are, prompts included but left zero.
+
+        The plain causal kernel then does without a mask, and without what lies above the diagonal:
+        half a square of prompt and response is less than a rectangle while prompts are the shorter.
+        """
+        return window is None and self.span <= 2 * self.width
+
+    def queries(self, packed: Tensor, window: int | None) -> Tensor:
+        """Packed tokens ``[heads, M, D]`` as rows ``[N, heads, S or R, D]``."""
+        if self.is_square(window):
+            return _lay_out(packed, self.slots, len(self.taken), self.span)
+        return _lay_out(packed, self.own_slots, len(self.taken), self.width)
+
+    def keys(self, packed: Tensor, layer: int, which: int) -> Tensor:
+        """Keys (0) or values (1) of the prompt and the row itself, ``[N, heads, S, D]``."""
         if self.prompts is None:
-            return own
+            return _lay_out(packed, self.slots, len(self.taken), self.span)
         assert self.prompts.states is not None
-        before = self.prompts.unpack(self.prompts.states[layer][which])
-        return torch.cat([before.repeat(len(own) // len(before), 1, 1, 1), own], dim=2)
+        before = self.prompts.states[layer][which].repeat(1, self._responses(self.prompts), 1)
+        tokens, slots = torch.cat([before, packed], 1), torch.cat([self._prompt_slots, self.slots])
+        return _lay_out(tokens, slots, len(self.taken), self.span)
 
-    def mask(self, window: int | None) -> Tensor | None:
-        """Which keys each query sees, ``[N, 1, R, P + R]`` bool; None for the plain causal one.
+    def pack(self, rows: Tensor, window: int | None) -> Tensor:
+        """Rows ``[N, S or R, heads, D]`` to packed tokens ``[1, M, heads, D]``."""
+        slots = self.slots if self.is_square(window) else self.own_slots
+        return rows.flatten(0, 1).index_select(0, slots).unsqueeze(0)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores, ``[N, 1, R, S]``; None for the plain causal mask.
+
+        Added, as SDPA would make such a one of a mask of bools in each layer again, and keep it.
 
         Args:
             window: Number of positions that a token sees, itself included; None sees all.
+            dtype: That of the queries.
         """
-        if self.prompts is None and window is None:
+        if self.is_square(window):
             return None  # what pads a row stands behind its tokens, where no token looks
-        if window not in self._masks:
-            self._masks[window] = self._mask(window)
-        return self._masks[window]
+        if (window, dtype) not in self._masks:
+            device = self.taken.device
+            queries = self.before[:, None] + torch.arange(self.width, device=device)
+            keys = torch.arange(self.span, device=device)
+            hidden = keys > queries[:, :, None]
+            if window is not None:
+                hidden |= keys <= queries[:, :, None] - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
+            self._masks[window, dtype] = mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
+        return self._masks[window, dtype]
 
-    def _mask(self, window: int | None) -> Tensor:
-        device = self.taken.device
-        before, known = self.lengths.new_zeros(len(self.lengths)), self.filled
-        positions = torch.arange(self.width, device=device).expand(len(self.lengths), -1)
-        queries = positions
-        if self.prompts is not None:
-            times = len(self.lengths) // len(self.prompts.lengths)
-            before = self.prompts.lengths.repeat(times)
-            queries = before[:, None] + positions
-            heads = torch.arange(self.prompts.width, device=device).expand(len(before), -1)
-            positions = torch.cat([heads, queries], dim=1)
-            known = torch.cat([self.prompts.filled.repeat(times, 1), self.filled], dim=1)
-        distance = queries[:, :, None] - positions[:, None, :]
-        seen = (distance >= 0) & known[:, None, :]
-        if window is not None:
-            seen &= distance < window
-        # What only fills up a row sees everything, so that its softmax is defined.
-        return (seen | ~self.filled[:, :, None]).unsqueeze(1)
+
+def _slots(lengths: Tensor, width: int, starts: Tensor | int = 0) -> Tensor:
+    """Places in ``[N * width]`` of tokens that fill each row from its start on."""
+    places = torch.arange(width, device=lengths.device)
+    starts = torch.as_tensor(starts, device=lengths.device).expand(lengths.shape)[:, None]
+    inside = (places >= starts) & (places < starts + lengths[:, None])
+    return inside.flatten().nonzero().squeeze(-1)
+
+
+def _lay_out(packed: Tensor, slots: Tensor, count: int, width: int) -> Tensor:
+    """Packed tokens ``[heads, M, D]`` at their places, zero elsewhere, ``[N, heads, W, D]``."""
+    heads, _, size = packed.shape
+    rows = packed.new_zeros(count * width, heads, size)
+    rows = rows.index_copy(0, slots, packed.transpose(0, 1))
+    return rows.view(count, width, heads, size).transpose(1, 2)
 
 
 def _packed_attention(
@@ -124,13 +159,13 @@ def _packed_attention(
         rows.states.setdefault(layer, (key[0], value[0]))
     output, _ = sdpa_attention_forward(
         module,
-        rows.unpack(query[0]),
-        rows.with_prompts(key[0], layer, 0),
-        rows.with_prompts(value[0], layer, 1),
-        rows.mask(sliding_window),
+        rows.queries(query[0], sliding_window),
+        rows.keys(key[0], layer, 0),
+        rows.keys(value[0], layer, 1),
+        rows.mask(sliding_window, query.dtype),
         **options,
     )
-    return rows.pack(output), None
+    return rows.pack(output, sliding_window), None
 
 
 def use_packed_attention(model: Any) -> bool:

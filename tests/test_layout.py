@@ -12,11 +12,13 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from transformers import AttentionMaskInterface
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.estimators.gradient import GradientImportance
 from lit_tidpo.forward import Computation, run_batches, run_models
 from lit_tidpo.layout import choose_layout
+from lit_tidpo.packed_attention import PACKED_ATTENTION
 from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.reference import Reference
 from lit_tidpo.testing import tiny_batch, tiny_policy
@@ -93,6 +95,18 @@ def gradients(values, policy):
     return torch.cat([gradient.flatten() for gradient in parameters])
 
 
+def with_long_prompts():
+    """Prompts of more tokens than the longest response, so that no layout may skip their mask."""
+    batch = tiny_batch(weights=False)
+    more = torch.randint(3, 48, (batch.size, 12), generator=torch.Generator().manual_seed(0))
+    return dataclasses.replace(
+        batch,
+        input_ids=torch.cat([more.repeat(2, 1), batch.input_ids], 1),
+        prompt_lengths=batch.prompt_lengths + 12,
+        lengths=batch.lengths + 12,
+    )
+
+
 def assert_same(ours, expected, tolerance=1e-5):
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, atol=tolerance, rtol=1e-5, msg=name)
@@ -101,9 +115,10 @@ def assert_same(ours, expected, tolerance=1e-5):
 @pytest.mark.parametrize("tile", [None, 96], ids=["all logits", "tiles of two tokens"])
 @pytest.mark.parametrize("layout", ["padded", *PACKED])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layout_has_the_values_and_gradients_of_single_rows(family, layout, tile):
+@pytest.mark.parametrize("rows", [tiny_batch, with_long_prompts], ids=["short", "long prompts"])
+def test_every_layout_has_the_values_and_gradients_of_single_rows(rows, family, layout, tile):
     """L9: fp32, 1e-5; gradients relative to the largest."""
-    policy, reference, batch = model_of(family), model_of(family, seed=1), tiny_batch()
+    policy, reference, batch = model_of(family), model_of(family, seed=1), rows()
     expected = row_by_row(policy, reference, batch)
     wanted = gradients(expected, policy)
     assert choose_layout(layout, [policy, reference], NEEDS) == layout
@@ -154,6 +169,30 @@ def test_no_padding_is_computed(layout):
     responses = int((batch.lengths - batch.prompt_lengths).sum()) + len(batch.lengths)
     prompts = int(batch.prompt_lengths[: batch.size].sum()) - batch.size
     assert tokens == ([total] if layout == "packed" else [prompts, responses])
+
+
+@pytest.mark.parametrize("layout", PACKED)
+@pytest.mark.parametrize("rows", [tiny_batch, with_long_prompts], ids=["short", "long prompts"])
+def test_no_mask_sets_all_tokens_against_all(rows, layout, monkeypatch):
+    """At length masks would take more memory than all else; a plain causal kernel needs none."""
+    shapes = []
+
+    def attention(query, key, value, attn_mask=None, **options):
+        shapes.append(None if attn_mask is None else tuple(attn_mask.shape))
+        return sdpa(query, key, value, attn_mask=attn_mask, **options)
+
+    sdpa = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", attention)
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, PACKED_ATTENTION, None)
+    policy, batch = tiny_policy(), rows()
+    choose_layout(layout, [policy], NEEDS)
+    shapes.clear()
+    run_models(policy, Reference(None), batch, frozenset(), Computation(layout))
+    responses = int((batch.lengths - batch.prompt_lengths).max()) + 1
+    mask = (len(batch.lengths), 1, responses, int(batch.lengths.max()))
+    masked = layout == "shared_prompt" and rows is with_long_prompts
+    assert len(shapes) == (4 if layout == "shared_prompt" else 2)
+    assert {shape for shape in shapes if shape} == ({mask} if masked else set())
 
 
 def test_anchors_share_the_prompts_of_their_pairs():

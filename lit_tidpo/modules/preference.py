@@ -189,7 +189,11 @@ class PreferenceModule(PolicyModule):
         if self.reference_path is None:
             return self.policy_config
         config = dataclasses.replace(
-            self.policy_config, path=self.reference_path, revision=None, init="pretrained"
+            self.policy_config,
+            path=self.reference_path,
+            revision=None,
+            init="pretrained",
+            init_seed=0,
         )
         return dataclasses.replace(config, lora=None, adapter=None, activation_checkpointing=False)
 
@@ -278,7 +282,8 @@ class PreferenceModule(PolicyModule):
         if self.cache.refresh_every != 0 or self.cache.is_filled:
             return
         for batch in self.trainer.train_dataloader or ():
-            self._precompute(self.trainer.strategy.batch_to_device(batch))
+            with self.trainer.precision_plugin.forward_context():
+                self._precompute(self.trainer.strategy.batch_to_device(batch))
         for state in from_all_ranks(self.cache.state_dict()):
             self.cache.update(state)
 

@@ -142,8 +142,6 @@ def test_training_and_validation_are_those_with_the_reference(model_folder, sour
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_in_the_same_batches_every_bit_is_the_same(model_folder, data, cache, case, precision):
-    if case.get("importance_every") == 0 and precision != "32-true":
-        pytest.skip("weights that are computed once are computed in full precision")
     data.setup("fit")
 
     def train(**options):

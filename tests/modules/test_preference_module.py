@@ -82,6 +82,14 @@ def test_a_reference_of_its_own(model_folder, tmp_path, batch):
         assert (sums - found[role].policy_logps.detach().sum(-1)).abs().min() > 1e-2
 
 
+def test_a_random_policy_may_have_a_trained_reference(model_folder, tmp_path):
+    config = PolicyConfig(path=model_folder, init="random", init_seed=3)
+    module = PreferenceModule(config, reference=write_model(tmp_path))
+    module.configure_model()
+    wanted = build_policy(PolicyConfig(path=str(tmp_path))).state_dict()
+    assert_same(module.reference.model.state_dict(), wanted)
+
+
 def test_vocabularies_must_agree(model_folder, tmp_path):
     other = write_model(tmp_path, vocabulary=300)
     with pytest.raises(InputError, match=r"different vocabularies \(259 and 300 entries\)"):

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import naive, report
+from benchmarks import naive, report, workloads
 from benchmarks.contestants import CONTESTANTS
+from benchmarks.ours import sequential_loader
 from benchmarks.suite import CPU, GPU, Group, Row, check_losses, run, summarise
+from benchmarks.worker import ATTENTION_FLOPS
 from benchmarks.workloads import WORKLOADS
 from lit_tidpo import PreferenceModule
 from lit_tidpo.policy import PolicyConfig
@@ -39,6 +43,30 @@ def test_every_row_names_contestants_and_a_workload():
         assert workload in WORKLOADS
         assert {row.ours, row.peer} <= CONTESTANTS.keys()
     assert {row.name for group in CPU for row in group.rows} >= REQUIRED
+
+
+def test_every_token_is_counted_and_none_is_special(tmp_path, monkeypatch):
+    """The words of the rows are single entries of the vocabulary; each response ends once."""
+    monkeypatch.setattr(workloads, "FOLDER", tmp_path)
+    load = WORKLOADS["ungrouped"]
+    folder = load.prepare(2)
+    loader = sequential_loader(folder, load, PreferenceModule(PolicyConfig(str(folder))))
+    batches = list(loader)
+    tokens = [int(batch.lengths.sum()) for batch in batches]
+    assert load.useful_tokens(folder, 0) == sum(tokens) / 2
+    assert load.useful_tokens(folder, 1) == tokens[1]
+    for batch in batches:
+        special = (batch.input_ids < 3) & batch.attention_mask
+        assert special.sum() == len(batch.lengths)
+
+
+def test_attention_is_counted_too():
+    """Forward 2 products, backward 5, each ``2 * heads * L * L * D``, half of it if causal."""
+    for is_causal, factor in ((True, 1), (False, 2)):
+        query = torch.ones(1, 3, 8, 4, requires_grad=True)
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+            scaled_dot_product_attention(query, query, query, is_causal=is_causal).sum().backward()
+        assert counter.get_total_flops() == 7 * factor * 3 * 8 * 8 * 4
 
 
 def test_ratios_are_taken_within_a_round():
