@@ -18,7 +18,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 
-# About half an hour on two cores; writes benchmarks/results and docs/performance.md.
+# About 35 minutes on two cores; writes benchmarks/results and docs/performance.md.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite cpu
 

@@ -40,7 +40,7 @@ class Computation:
     """
 
     layout: Layout = "padded"
-    logits_at_once: int = 2**26
+    logits_at_once: int = 2**24
 
 
 _DEFAULT = Computation()

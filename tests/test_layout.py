@@ -122,7 +122,7 @@ def test_every_layout_has_the_values_and_gradients_of_single_rows(rows, family, 
     expected = row_by_row(policy, reference, batch)
     wanted = gradients(expected, policy)
     assert choose_layout(layout, [policy, reference], NEEDS) == layout
-    computation = Computation(layout, tile or 2**26)
+    computation = Computation(layout, tile or 2**24)
     ours = quantities(policy, reference, batch, computation)
     assert_same(ours, expected, 2e-5)
     scale = wanted.abs().max()

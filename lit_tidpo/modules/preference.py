@@ -97,7 +97,7 @@ class PreferenceModule(PolicyModule):
         importance_every: int = 1,
         evaluation: Literal["objective", "rewards"] = "objective",
         layout: LayoutChoice = "auto",
-        logits_at_once: int = 2**26,
+        logits_at_once: int = 2**24,
         non_finite: Literal["raise", "skip"] = "raise",
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRSchedule = "constant",
