@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -70,6 +71,9 @@ class FakeSite:
         for module, text in (modules or {}).items():
             (self.folder / f"{module}.py").write_text(text)
             self._forget(sys.modules, module)
+        # jsonargparse walks all classes there are: one of an earlier test with the same path would
+        # hide the new one.
+        gc.collect()
         importlib.invalidate_caches()
         # importlib.metadata looks again where a folder's time has moved, which two changes within a
         # tick of the clock do not make it do.

@@ -133,7 +133,7 @@ def test_training_and_validation_are_those_with_the_reference(model_folder, sour
     assert len(cached.metrics) == 6
     assert any(name.startswith("val/") for name in cached.metrics[-1])
     for found, expected in zip(cached.metrics, live.metrics, strict=True):
-        assert_same(found, expected, atol=2e-4)  # of sums up to 300
+        assert_same(found, expected, atol=5e-4)  # of sums up to 300
     for found, expected in zip(cached.gradients, live.gradients, strict=True):
         assert_same(found, expected, atol=5e-5)  # of entries up to 3
     assert_same(cached.parameters[-1], live.parameters[-1], atol=1e-5)
