@@ -135,8 +135,8 @@ def test_training_and_validation_are_those_with_the_reference(model_folder, sour
     for found, expected in zip(cached.metrics, live.metrics, strict=True):
         assert_same(found, expected, atol=5e-4)  # of sums up to 300
     for found, expected in zip(cached.gradients, live.gradients, strict=True):
-        assert_same(found, expected, atol=5e-5)  # of entries up to 3
-    assert_same(cached.parameters[-1], live.parameters[-1], atol=1e-5)
+        assert_same(found, expected, atol=3e-4)  # of entries up to 13
+    assert_same(cached.parameters[-1], live.parameters[-1], atol=5e-5)  # of entries up to 3
     assert len(folders(cache)) == 2  # one for each split
 
 
