@@ -1,4 +1,4 @@
-"""Run the benchmark: ``python -m benchmarks.suite cpu`` (or ``gpu``).
+"""Run the benchmark: ``python -m benchmarks.suite cpu`` (or ``gpu``, or ``scaling``).
 
 Contestants on the same workload take turns, each time in a fresh process; a ratio is taken within a
 round. Before a timing counts, our losses over some steps must be TRL's.
@@ -301,16 +301,33 @@ def sweep_point(axis: str, value: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, write the results after each group, and draw the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("device", choices=["cpu", "gpu"])
+    parser.add_argument("suite", choices=["cpu", "gpu", "scaling"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lanes", type=int, default=2, help="groups that run side by side")
     parser.add_argument(
-        "--only", help="measure workloads whose name contains this, or 'scaling'; keep the others"
+        "--only", help="measure workloads whose name contains this; keep the others"
     )
     arguments = parser.parse_args()
-    file = report.RESULTS / f"{arguments.device}.json"
+    if arguments.suite == "scaling":
+        sweep(arguments.lanes)
+    else:
+        compare(arguments)
+    report.main()
+
+
+def sweep(lanes: int) -> None:
+    """Measure time and memory against length, batch size and model size, on the CPU."""
+    places = [(axis, value) for axis, values in SWEEPS.items() for value in values]
+    with ThreadPoolExecutor(lanes) as pool:
+        points = list(pool.map(lambda place: sweep_point(*place), places))
+    write(report.RESULTS / "scaling.json", points)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Measure ours and the peers in turn, on the CPU or a GPU."""
+    file = report.RESULTS / f"{arguments.suite}.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    groups = CPU if arguments.device == "cpu" else GPU
+    groups = CPU if arguments.suite == "cpu" else GPU
     groups = tuple(group for group in groups if (arguments.only or "") in group.workload)
     results = {result["name"]: result for result in known} if arguments.only else {}
     order = [row.name for group in (*CPU, *GPU) for row in group.rows]
@@ -327,12 +344,6 @@ def main() -> None:
     for group in groups:
         if group.alone:
             measure(group)
-    if arguments.device == "cpu" and arguments.only in (None, "scaling"):
-        places = [(axis, value) for axis, values in SWEEPS.items() for value in values]
-        with ThreadPoolExecutor(arguments.lanes) as lanes:
-            points = list(lanes.map(lambda place: sweep_point(*place), places))
-        write(report.RESULTS / "scaling.json", points)
-    report.main()
 
 
 def write(file: Path, results: list[dict[str, Any]]) -> None:
