@@ -16,6 +16,7 @@ NEEDS: Mapping[str, str] = {
     "policy.label_logits": "the policy's logit of each response token",
     "policy.attentions": "attention probabilities of the policy (eager attention)",
     "policy.entropy": "entropy of the distribution that predicts each response token",
+    "policy.scaled": "the policy's trace with the response's embeddings scaled; runs it once more",
     "reference.logps": "log-probs of the response tokens under the reference",
     "reference.embeddings": "the same of the reference",
     "reference.final_logits": "the reference's logits at the last token of each row",

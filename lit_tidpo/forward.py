@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from lit_tidpo.functional.predictions import (
 )
 from lit_tidpo.language_model import Output, linear_head, run_pass
 from lit_tidpo.packed_attention import PackedRows
+from lit_tidpo.policy import evaluating
 from lit_tidpo.reference import Reference
 from lit_tidpo.structures import Forward, ModelTrace, ResponseBatch
 
@@ -115,18 +117,22 @@ class _Pass:
     """One model's pass over one batch.
 
     Attributes:
+        model: The model.
         head: Its output layer.
         batch: The rows.
         fields: Fields of the trace that are asked for.
         kept: Positions that the output is about, ``[N, T]`` bool.
-        output: What the model computed there.
+        run: Runs the model.
+        output: What it computed there.
         tile: Tokens whose logits are computed at a time; None if the model computed them.
     """
 
+    model: nn.Module
     head: nn.Linear | None
     batch: ResponseBatch
     fields: frozenset[str]
     kept: Tensor
+    run: Callable[..., Output]
     output: Output
     tile: int | None
 
@@ -152,7 +158,14 @@ class _Pass:
             trace.label_logits = scatter_tokens(predicted.label_logits, mask)
         if "entropy" in self.fields:
             trace.entropy = scatter_tokens(predicted.entropy, mask)
+        if "scaled" in self.fields:
+            trace.scaled = self._scaled
         return trace
+
+    def _scaled(self, factor: float) -> ModelTrace:
+        with evaluating(self.model):  # without dropout, which would draw random numbers
+            other = replace(self, output=self.run(factor=factor))
+        return other.trace(other.predict())
 
     def _logits(self) -> Tensor:
         assert self.output.logits is not None
@@ -198,8 +211,8 @@ def _run(
         if "final_logits" in asked:
             kept = kept | _last_tokens(batch)
         rows = _packed_rows(batch, prompts, layout)
-        output = run_pass(model, batch, kept, rows, "attentions" in asked, tile is None)
-        passes.append(_Pass(head, batch, asked, kept, output, tile))
+        run = partial(run_pass, model, batch, kept, rows, "attentions" in asked, tile is None)
+        passes.append(_Pass(model, head, batch, asked, kept, run, run(), tile))
     return passes
 
 

@@ -40,6 +40,7 @@ def run_pass(
     rows: PackedRows | None = None,
     attentions: bool = False,
     with_logits: bool = True,
+    factor: float = 1.0,
 ) -> Output:
     """Run a model on rows, its output layer on the kept positions alone.
 
@@ -50,6 +51,7 @@ def run_pass(
         rows: The tokens to run, side by side; None runs padded rows.
         attentions: Whether attention probabilities are wanted.
         with_logits: Whether logits are wanted, or hidden states only (see :func:`linear_head`).
+        factor: Scales the embeddings of response tokens.
 
     Returns:
         The output.
@@ -72,7 +74,7 @@ def run_pass(
             "packed_rows": rows,
         }
     with (
-        _captured_embeddings(model, rows) as embeddings,
+        _captured_embeddings(model, batch, rows, factor) as embeddings,
         _narrowed_head(model, kept, with_logits) as hidden,
     ):
         output = model(**inputs, use_cache=False)
@@ -111,7 +113,9 @@ _AFTER_THE_HEAD = (
 
 
 @contextmanager
-def _captured_embeddings(model: nn.Module, rows: PackedRows | None) -> Iterator[list[Tensor]]:
+def _captured_embeddings(
+    model: nn.Module, batch: ResponseBatch, rows: PackedRows | None, factor: float
+) -> Iterator[list[Tensor]]:
     """Collect the output of the input embeddings; frozen embeddings get a graph of their own."""
     captured: list[Tensor] = []
 
@@ -120,6 +124,8 @@ def _captured_embeddings(model: nn.Module, rows: PackedRows | None) -> Iterator[
             # By row and position, so that an estimator need not know how the rows are laid out.
             table = output.new_zeros(*rows.taken.shape, output.shape[-1])
             output = table.masked_scatter(rows.taken.unsqueeze(-1), output)
+        if factor != 1:
+            output = output.where(~batch.response_mask.unsqueeze(-1), factor * output)
         if torch.is_grad_enabled() and not output.requires_grad:
             output.requires_grad_()
         captured.append(output)

@@ -18,7 +18,7 @@ the token ``input_ids[:, t]``, whose log-prob the model predicts at position ``t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,8 @@ class ModelTrace:
         attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer.
         entropy: Entropy of the distribution that predicts each response token, in nats, zero
             elsewhere, ``[N, T]``.
+        scaled: Runs the model once more, in eval mode, with the embeddings of response tokens times
+            a factor, and gives that trace.
     """
 
     logps: Tensor
@@ -150,6 +152,7 @@ class ModelTrace:
     label_logits: Tensor | None = None
     attentions: tuple[Tensor, ...] | None = None
     entropy: Tensor | None = None
+    scaled: Callable[[float], ModelTrace] | None = None
 
 
 @dataclass

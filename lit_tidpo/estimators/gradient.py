@@ -48,6 +48,11 @@ class GradientImportance(ImportanceEstimator):
             its direction alone, so gradients shrink as embeddings grow. ``neighbours`` divides by
             the mean score of the response tokens up to 8 places away, and so takes out the course
             over positions.
+        integration_steps: Integrated gradients (arXiv 1703.01365) of the response, in place of the
+            gradient at its embeddings alone: the mean gradient at so many points of the straight
+            path from zero (middle Riemann sum), for ``norm='times_input'``. Signed attributions
+            add up to what the target changes along the path. Each point runs the policy once more;
+            0 is off.
 
     Raises:
         InputError: If arguments do not fit together.
@@ -60,6 +65,7 @@ class GradientImportance(ImportanceEstimator):
         model: Literal["policy", "reference"] = "policy",
         exclude_target: bool = False,
         correction: Correction = "none",
+        integration_steps: int = 0,
     ) -> None:
         if target == "log_ratio" and model == "reference":
             raise InputError(
@@ -70,11 +76,24 @@ class GradientImportance(ImportanceEstimator):
                 "norm='times_input' holds the embedding's norm already: expected "
                 "correction='none' or 'neighbours'"
             )
+        if integration_steps < 0:
+            raise InputError(f"integration_steps={integration_steps}: expected 0 or more")
+        if integration_steps and (norm, model) != ("times_input", "policy"):
+            raise InputError(
+                f"integration_steps={integration_steps} with norm={norm!r}, model={model!r}: "
+                "expected norm='times_input', model='policy'"
+            )
+        if integration_steps and target == "log_ratio":
+            raise InputError(
+                "integration_steps follows the policy alone: expected another target than "
+                "'log_ratio'"
+            )
         self.target = target
         self.norm = norm
         self.model = model
         self.exclude_target = exclude_target
         self.correction = correction
+        self.integration_steps = integration_steps
 
     @property
     def needs(self) -> frozenset[str]:
@@ -82,6 +101,8 @@ class GradientImportance(ImportanceEstimator):
         needs = {f"{self.model}.embeddings", f"{self.model}.{_FIELD[self.target]}"}
         if self.target == "log_ratio":
             needs.add("reference.embeddings")
+        if self.integration_steps:
+            needs.add("policy.scaled")
         return frozenset(needs)
 
     def scores(self, forward: Forward) -> Tensor:
@@ -105,14 +126,31 @@ class GradientImportance(ImportanceEstimator):
     def _attribution(self, trace: ModelTrace) -> Tensor:
         """Gradient for the embeddings, scaled as ``norm`` and ``correction`` say, ``[N, T, H]``."""
         assert trace.embeddings is not None
-        target = self._target(trace).sum()
-        gradient: Tensor = torch.autograd.grad(target, trace.embeddings, retain_graph=True)[0]
+        gradient = self._gradient(trace)
         embeddings = trace.embeddings.detach()
         if self.norm == "times_input":
             return gradient * embeddings
         if self.correction == "embedding_norm":
             norms: Tensor = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
             return gradient * norms
+        return gradient
+
+    def _gradient(self, trace: ModelTrace) -> Tensor:
+        """Gradient for the embeddings, or its mean along the path to them, ``[N, T, H]``."""
+        if self.integration_steps == 0:
+            return self._gradient_at(trace, retain_graph=True)
+        assert trace.scaled is not None  # declared in needs
+        assert trace.embeddings is not None
+        total = torch.zeros_like(trace.embeddings)
+        for step in range(self.integration_steps):
+            total += self._gradient_at(trace.scaled((step + 0.5) / self.integration_steps))
+        return total / self.integration_steps
+
+    def _gradient_at(self, trace: ModelTrace, retain_graph: bool = False) -> Tensor:
+        assert trace.embeddings is not None
+        target = self._target(trace).sum()
+        gradient: Tensor
+        (gradient,) = torch.autograd.grad(target, trace.embeddings, retain_graph=retain_graph)
         return gradient
 
     def _measure(self, attribution: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.errors import InputError
 from lit_tidpo.estimators.gradient import GradientImportance
 from lit_tidpo.estimators.uniform import UniformImportance
-from lit_tidpo.forward import run_models
+from lit_tidpo.forward import Computation, run_models
+from lit_tidpo.layout import choose_layout
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.objective import Objective
 from lit_tidpo.policy import PolicyConfig
@@ -215,6 +216,35 @@ def test_gradient_times_input_is_captums(family, target):
         )
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared_prompt"])
+@pytest.mark.parametrize("target", ["max_logit", "response_logp", "response_logits"])
+def test_integrated_gradients_are_captums(target, layout):
+    """From embeddings of zero in the response, row by row from the full logits."""
+    from captum.attr import IntegratedGradients
+
+    policy, batch = tiny_policy(), tiny_batch()
+    rows = [slice(0, int(length)) for length in batch.lengths]
+    ids = [batch.input_ids[row, kept].tolist() for row, kept in enumerate(rows)]
+    expected = []
+    for row_ids, prompt in zip(ids, batch.prompt_lengths.tolist(), strict=True):
+        embeddings = policy.get_input_embeddings()(torch.tensor([row_ids])).detach()
+        zero = embeddings.clone()
+        zero[:, prompt:] = 0
+        aim = functools.partial(target_of_row, policy, ids=row_ids, prompt=prompt, target=target)
+        attribution = IntegratedGradients(lambda e, aim=aim: aim(e).unsqueeze(0)).attribute(
+            embeddings, zero, n_steps=5, method="riemann_middle", internal_batch_size=1
+        )
+        expected.append(attribution[0].sum(-1).abs())
+    estimator = GradientImportance(target, norm="times_input", integration_steps=5)
+    choose_layout(layout, [policy], estimator.needs)
+    forward = run_models(policy, Reference(None), batch, estimator.needs, Computation(layout))
+    ours = estimator.scores(forward)
+    for row, (kept, wanted) in enumerate(zip(rows, expected, strict=True)):
+        prompt = int(batch.prompt_lengths[row])
+        assert wanted[prompt:].max() > 1e-3
+        torch.testing.assert_close(ours[row, kept][prompt:], wanted[prompt:], rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_correction_for_embedding_norms_is_the_gradient_for_the_embeddings_direction(target, norm):
@@ -269,6 +299,12 @@ def test_arguments_that_do_not_fit_together_are_refused():
         GradientImportance(norm="times_input", correction="embedding_norm")
     with pytest.raises(InputError, match="expected model='policy'"):
         GradientImportance("log_ratio", model="reference")
+    with pytest.raises(InputError, match="integration_steps=-1: expected 0 or more"):
+        GradientImportance(norm="times_input", integration_steps=-1)
+    with pytest.raises(InputError, match="norm='l1', model='policy': expected norm='times_input'"):
+        GradientImportance(integration_steps=8)
+    with pytest.raises(InputError, match="expected another target than 'log_ratio'"):
+        GradientImportance("log_ratio", norm="times_input", integration_steps=8)
 
 
 def test_the_importance_of_a_token_multiplies_the_log_ratio_of_the_same_token():
@@ -394,10 +430,11 @@ def accumulated(importance, weights=None, dropout=0.0, checkpointing=False):
     yield {name: p.grad for name, p in policy.named_parameters()}, torch.rand(1)
 
 
+@pytest.mark.parametrize("options", [{}, {"norm": "times_input", "integration_steps": 2}], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_w3_attribution_changes_no_training_gradient_and_no_dropout_mask(dropout):
+def test_w3_attribution_changes_no_training_gradient_and_no_dropout_mask(dropout, options):
     """W3: with the same weights given beforehand, two accumulated gradients are the same."""
-    *weights, (gradients, draw) = accumulated(GradientImportance(), dropout=dropout)
+    *weights, (gradients, draw) = accumulated(GradientImportance(**options), dropout=dropout)
     *_, (expected, other_draw) = accumulated(UniformImportance(), dict(weights), dropout)
     assert torch.equal(draw, other_draw)
     for name, gradient in gradients.items():
@@ -543,10 +580,12 @@ def test_contract(target, attributed):
         {"norm": "times_input", "correction": "neighbours"},
         {"norm": "l2", "correction": "embedding_norm"},
         {"exclude_target": True, "correction": "neighbours"},
+        {"norm": "times_input", "integration_steps": 2},
     ],
 )
 def test_contract_of_the_mitigations(target, options):
-    check_importance_estimator(GradientImportance(target, **options))
+    if target != "log_ratio" or "integration_steps" not in options:
+        check_importance_estimator(GradientImportance(target, **options))
 
 
 def test_a_ratio_has_no_gradient_of_the_reference_alone():
