@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-scaling lint policy detector data clean
+.PHONY: quickstart test bench bench-scaling evidence evidence-quick lint policy arithmetic detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -26,6 +26,18 @@ bench: $(VENV)/.dev
 bench-scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite scaling
 
+# Hours of two cores, said in docs/findings.md; each part goes on where it stopped.
+evidence: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.evidence.defects --output runs/evidence/defects.json
+	$(BIN)/python -m benchmarks.evidence run --grid configs/evidence/tuning.yaml
+	$(BIN)/python -m benchmarks.evidence run
+	$(BIN)/python -m benchmarks.evidence collect
+	$(BIN)/python -m benchmarks.evidence report
+
+# Minutes; fails if a result leaves its interval.
+evidence-quick: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.evidence quick
+
 # Rebuild what the package ships. `policy` trains for about an hour on two cores.
 data: $(VENV)/.dev
 	$(BIN)/python -m lit_tidpo.assets.build.stdlib_defects lit_tidpo/assets/stdlib_defects
@@ -36,6 +48,14 @@ policy: $(VENV)/.dev
 	rm -rf runs/policy
 	$(BIN)/lit-tidpo export runs/sft_stdlib/policy.ckpt runs/policy --dtype bfloat16
 	cp runs/policy/config.json runs/policy/generation_config.json runs/policy/model.safetensors lit_tidpo/assets/policy/
+
+arithmetic: $(VENV)/.dev
+	$(BIN)/python -m lit_tidpo.assets.build.arithmetic lit_tidpo/assets/arithmetic --sft runs/arithmetic_sft
+	$(BIN)/python -m lit_tidpo.assets.build.arithmetic_tokenizer lit_tidpo/assets/arithmetic_policy
+	$(BIN)/lit-tidpo sft fit --config configs/sft_arithmetic.yaml
+	rm -rf runs/arithmetic_policy
+	$(BIN)/lit-tidpo export runs/sft_arithmetic/policy.ckpt runs/arithmetic_policy --dtype bfloat16
+	cp runs/arithmetic_policy/config.json runs/arithmetic_policy/generation_config.json runs/arithmetic_policy/model.safetensors lit_tidpo/assets/arithmetic_policy/
 
 detector: $(VENV)/.dev
 	$(BIN)/python -m lit_tidpo.estimators.detector_training --output lit_tidpo/assets/detector \

@@ -1,0 +1,1 @@
+"""The laboratory: the paper's tables in miniature, with seeds, intervals and paired tests."""

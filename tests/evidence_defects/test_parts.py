@@ -1,0 +1,183 @@
+"""Rows, baselines and comparisons of the study on a few pairs of the shipped data."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from benchmarks.evidence.defects import bias, cost, faithfulness, positions, stability
+from benchmarks.evidence.defects.estimators import SurprisalImportance
+from benchmarks.evidence.defects.rows import as_batch, held_out_rows, paraphrased
+from benchmarks.evidence.defects.scoring import (
+    frozen_policy,
+    score_rows,
+    weigh_rows,
+)
+from lit_tidpo.data.tokenization import load_tokenizer
+from lit_tidpo.estimators.gradient import GradientImportance
+from lit_tidpo.estimators.uniform import UniformImportance
+from lit_tidpo.weighting import Weighting
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return held_out_rows("validation", 12)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return frozen_policy("builtin:policy")
+
+
+def test_marked_tokens_hold_the_defect_and_the_others_do_not(rows):
+    tokenizer = load_tokenizer("builtin:policy")
+    for row in rows:
+        text, (first, last) = row.fields["rejected"], row.fields["rejected_span"]
+        assert tokenizer.decode(row.rejected[:-1]) == text
+        covered = [place for place, marked in zip(row.places, row.marked, strict=True) if marked]
+        assert covered[0][0] <= first < covered[0][1]
+        # The white space before a token is not counted as its text.
+        assert covered[-1][0] < last
+        assert covered[-1][1] >= first + len(text[first:last].rstrip())
+        assert int(row.marked.sum()) == len(covered) < len(row.rejected)
+        assert row.places[-1] == (len(text), len(text))
+        assert row.module == row.fields["module"].split(".")[0]
+
+
+def test_no_module_is_both_learnt_from_and_measured():
+    modules = [
+        {row.module for row in held_out_rows(split, 200)} for split in ("validation", "test")
+    ]
+    assert not modules[0] & modules[1]
+
+
+def test_a_batch_holds_the_roles_one_after_the_other(rows):
+    batch = as_batch(rows[:2], ("chosen", "rejected"))
+    for place, (row, role) in enumerate(
+        [(row, role) for role in ("chosen", "rejected") for row in rows[:2]]
+    ):
+        start, end = int(batch.prompt_lengths[place]), int(batch.lengths[place])
+        assert batch.input_ids[place, :start].tolist() == row.prompt
+        assert batch.input_ids[place, start:end].tolist() == getattr(row, role)
+
+
+def test_learnt_profile_counts_the_defects_of_each_place(rows):
+    """By hand for one row: the rate is 1 where its defect is."""
+    kind, profile = positions.learnt_profile(rows[:1])
+    assert kind in {"relative", "from_start", "from_end"}
+    assert bool((profile(len(rows[0].marked))[rows[0].marked] > 0).all())
+    bins = torch.arange(len(rows[0].marked)).clamp(max=39)
+    place = int(bins[rows[0].marked][0])
+    from_start = positions._profile(rows[:1], lambda n: torch.arange(n).clamp(max=39))
+    expected = rows[0].marked[bins == place].float().mean().item()
+    assert from_start(len(rows[0].marked))[rows[0].marked][0].item() == pytest.approx(expected)
+
+
+def test_other_white_space_leaves_the_rest_of_the_text_and_scores_that_follow_it(rows):
+    """Scores made from the characters of a token are found again in the other version."""
+
+    def lengths(row):
+        text = row.fields["rejected"]
+        return torch.tensor(
+            [float(len(text[start:end].strip() or "x")) for start, end in row.places]
+        )
+
+    both = paraphrased(rows)
+    assert len(both) > 6
+    for row, other in both:
+        assert row.fields["rejected"].split() == other.fields["rejected"].split()
+        assert row.rejected != other.rejected
+        first, second = stability.aligned(row, torch.ones(len(row.places)), other, lengths(other))
+        assert len(first) == len(second) <= len(row.places)
+        same, again = stability.aligned(row, lengths(row), row, lengths(row))
+        torch.testing.assert_close(same, again)
+
+
+def test_scores_are_those_of_the_models_own_logits(rows, policy):
+    ours = score_rows(policy, policy, rows[:3], {"s": SurprisalImportance("reference")})["s"]
+    for row, scores in zip(rows, ours, strict=False):
+        ids = torch.tensor([row.prompt + row.rejected])
+        log_probs = policy(ids).logits[0].log_softmax(-1)
+        start = len(row.prompt)
+        expected = [-log_probs[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1])]
+        assert scores.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_weights_have_mean_one_and_keep_their_row(rows):
+    scores = [torch.rand(len(row.rejected)) for row in rows]
+    for values, weights in zip(scores, weigh_rows(scores, rows, Weighting(mix=1.0)), strict=True):
+        torch.testing.assert_close(weights, values / values.mean())
+
+
+def test_faithfulness_equals_a_forward_of_the_changed_embeddings(rows, policy):
+    """The target after deletion, from one plain forward without a cache."""
+    row = rows[0]
+    kept = torch.rand(3, len(row.rejected)) < 0.5
+    ours = faithfulness._targets(policy, policy, row, kept)
+    table, ids = policy.get_input_embeddings().weight, torch.tensor(row.prompt + row.rejected)
+    for pattern in range(3):
+        embeddings = table[ids].clone()
+        for place in range(len(row.rejected)):
+            if not kept[pattern, place]:
+                embeddings[len(row.prompt) + place] = table.mean(0)
+        log_probs = policy(inputs_embeds=embeddings[None]).logits[0].log_softmax(-1)
+        expected = sum(log_probs[t - 1, ids[t]].item() for t in range(len(row.prompt), len(ids)))
+        assert ours["response_logp"][pattern].item() == pytest.approx(expected, rel=1e-4)
+    assert ours["log_ratio"].abs().max() == 0
+
+
+def test_faithful_scores_beat_random_order(rows, policy):
+    """Taking away what was just found to matter most, alone, must change more than chance."""
+    chosen, gains = sorted(rows, key=lambda row: len(row.rejected))[:2], []
+    for row in chosen:
+        kept = ~torch.eye(len(row.rejected), dtype=torch.bool)
+        whole = torch.ones(1, len(row.rejected), dtype=torch.bool)
+        logp = faithfulness._targets(policy, policy, row, torch.cat([whole, kept]))
+        gains.append((logp["response_logp"][1:] - logp["response_logp"][0]).abs())
+    found = faithfulness.faithfulness(
+        policy, policy, chosen, {"best": gains, "worst": [-gain for gain in gains]}
+    )
+    assert found["best"]["deletion response_logp"]["mean"] > 0
+    assert found["worst"]["deletion response_logp"]["mean"] < 0
+    assert found["best"]["insertion response_logp"]["mean"] > 0
+
+
+def test_biases_by_construction(rows, policy):
+    """Scores that rise with the place, and whose last one is half of the row."""
+    counts = Counter(token for row in rows for token in row.rejected)
+    scores = [torch.arange(1.0, len(row.rejected) + 1) for row in rows]
+    for values in scores:
+        values[-1] = values[:-1].sum()
+    found = bias.biases(scores, rows, policy, counts)
+    assert found["position"].mean == pytest.approx(1.0)
+    mean_half = sum(len(values) for values in scores) / len(scores) / 2
+    assert found["last_share"].mean == pytest.approx(mean_half)
+    assert found["length"].mean == pytest.approx(1.0)
+    frequent = [torch.tensor([float(counts[token]) for token in row.rejected]) for row in rows]
+    assert bias.biases(frequent, rows, policy, counts)["frequency"].mean == pytest.approx(1.0)
+    norms = policy.get_input_embeddings().weight.norm(dim=-1)
+    by_norm = [-norms[torch.tensor(row.rejected)] for row in rows]
+    found = bias.biases(by_norm, rows, policy, counts)
+    assert found["embedding_norm"].mean == pytest.approx(-1.0)
+
+
+def test_operations_are_counted_beyond_the_plain_forward(rows, policy):
+    """A gradient for the embeddings costs at least another forward; uniform scores nothing."""
+    made = {"gradient": GradientImportance(), "uniform": UniformImportance()}
+    found = cost.costs(policy, policy, rows[:2], made, repeats=1)
+    tokens = sum(len(row.prompt) + len(row.chosen) + len(row.prompt) + len(row.rejected)
+                 for row in rows[:2])  # fmt: skip
+    layers = 4 * (4 * 256 * 256 + 3 * 256 * 688)
+    assert found["plain"]["gflop"] > 2 * 2 * layers * tokens / 2 / 1e9  # two models
+    assert found["uniform"]["gflop"] == 0
+    assert found["gradient"]["gflop"] > 0.4 * found["plain"]["gflop"]
+
+
+def test_agreement_is_symmetric_and_one_with_itself():
+    scores = {"a": [torch.arange(5.0)], "b": [torch.arange(5.0).flip(0)]}
+    assert stability.agreement(scores) == {
+        "a": {"a": 1.0, "b": pytest.approx(-1.0)},
+        "b": {"b": 1.0, "a": pytest.approx(-1.0)},
+    }
