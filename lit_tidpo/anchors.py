@@ -152,12 +152,12 @@ def _cache(policy: Any, positions: int) -> dict[str, Any]:
     from transformers import StaticCache
 
     model = _inner(policy)
-    # The cache of a state-space model does not grow.
-    grows = "past_key_values" in inspect.signature(model.forward).parameters
-    if not grows or torch.is_autocast_enabled(next(model.parameters()).device.type):
+    # The second is the name before transformers 5.24, whose state-space models have neither.
+    names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}
+    if not names or torch.is_autocast_enabled(next(model.parameters()).device.type):
         return {"use_cache": True}
     cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=positions)
-    return {"use_cache": True, "past_key_values": cache, "disable_compile": True}
+    return {"use_cache": True, names.pop(): cache, "disable_compile": True}
 
 
 def _distribution(options: AnchorOptions) -> dict[str, Any]:

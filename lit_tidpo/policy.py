@@ -44,7 +44,7 @@ class PolicyConfig:
         revision: Branch, tag or commit on the Hub.
         init: ``pretrained`` loads the weights; ``random`` makes new ones from the folder's
             ``config.json``.
-        init_seed: Seed of the random weights.
+        init_seed: Seed of new weights: random ones, and those of new adapters.
         dtype: Type of the parameters; ``auto`` takes the one that they are stored in.
         attn_implementation: Attention kernel; the attention estimator needs ``eager``.
         lora: Train adapters instead of all parameters.
@@ -70,10 +70,10 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.init_seed < 2**63:
             raise InputError(f"policy.init_seed={self.init_seed}: expected 0 or more")
-        if self.init_seed and self.init == "pretrained":
+        if self.init_seed and self.init == "pretrained" and self.lora is None:
             raise InputError(
                 f"policy.init_seed={self.init_seed} has no effect with policy.init='pretrained': "
-                "leave it out, or set policy.init=random"
+                "leave it out, set policy.init=random, or train new adapters with policy.lora"
             )
         if self.disable_dropout and self.lora is not None and self.lora.dropout > 0:
             raise InputError(
@@ -100,7 +100,7 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
     """
     model: Any = _load(config)
     if config.lora is not None:
-        model = _with_lora(model, config.lora)
+        model = _with_lora(model, config.lora, config.init_seed)
     if config.adapter is not None:
         model = _with_adapter(model, config.adapter)
     if config.disable_dropout:
@@ -139,8 +139,7 @@ def _load(config: PolicyConfig) -> Any:
         architecture = AutoConfig.from_pretrained(path, **options)
         if config.dtype == "auto":
             loading["dtype"] = architecture.dtype or torch.float32
-        with torch.random.fork_rng():
-            torch.manual_seed(config.init_seed)
+        with _new_weights(config.init_seed):
             model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 architecture, trust_remote_code=config.trust_remote_code, **loading
             )
@@ -153,7 +152,15 @@ def _load(config: PolicyConfig) -> Any:
         raise InputError(f"policy.path={config.path!r} cannot be loaded: {error}") from error
 
 
-def _with_lora(model: PreTrainedModel, lora: LoraOptions) -> PreTrainedModel:
+@contextmanager
+def _new_weights(seed: int) -> Iterator[None]:
+    """Draw from a generator of this seed: all ranks then start alike, whatever else they drew."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrainedModel:
     peft = _import_peft()
     adapters = peft.LoraConfig(
         r=lora.r,
@@ -163,7 +170,8 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions) -> PreTrainedModel:
         task_type="CAUSAL_LM",
     )
     try:
-        adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
+        with _new_weights(seed):
+            adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
     except ValueError as error:
         raise InputError(f"policy.lora cannot be applied: {error}") from error
     return adapted

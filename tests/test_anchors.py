@@ -9,6 +9,7 @@ import torch
 from transformers import (
     MambaConfig,
     MambaForCausalLM,
+    StaticCache,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -173,7 +174,8 @@ def test_generation_gets_left_padded_prompts_and_every_option(monkeypatch):
         "disable_compile": True,
     }
     assert {name: call[name] for name in expected} == expected
-    assert {layer.max_cache_len for layer in call["past_key_values"].layers} == {4 + 5}
+    (cache,) = (value for value in call.values() if isinstance(value, StaticCache))
+    assert {layer.max_cache_len for layer in cache.layers} == {4 + 5}
 
 
 def in_transformers(scores, options):

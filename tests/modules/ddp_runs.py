@@ -164,7 +164,6 @@ def strategy_of(name, devices):
 def run(name, model_folder, source, devices):
     """Train and validate; give what came of it on this process."""
     make, options, data, trainer_options = RUNS[name]
-    torch.manual_seed(0)  # new adapters are random
     module = make(model_folder, devices, **options)
     recorder, watcher = Recorder(), Watcher()
     trainer = quiet_trainer(

@@ -55,7 +55,9 @@ def test_g9_an_export_reproduces_the_policy(model_folder, source, batch, adapter
     reloaded = AutoModelForCausalLM.from_pretrained(folder)
     assert type(reloaded).__name__ == "LlamaForCausalLM"
     expected = logits(module.policy.eval(), batch)
-    torch.testing.assert_close(logits(reloaded, batch), expected, atol=1e-5, rtol=0)
+    # Merged adapters round once more, in units of 5e-7 for these logits of up to 5.
+    atol = 3e-5 if module.policy_config.lora or module.policy_config.adapter else 1e-5
+    torch.testing.assert_close(logits(reloaded, batch), expected, atol=atol, rtol=0)
     start = AutoModelForCausalLM.from_pretrained(model_folder)
     assert (logits(start, batch) - expected).abs().max() > 1e-3
     assert reloaded.config.attention_dropout == 0.1  # off in training, still the model's own

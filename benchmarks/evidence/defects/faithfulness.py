@@ -82,13 +82,11 @@ def _targets(
     for model in (policy, reference):
         table = model.get_input_embeddings().weight
         # All patterns share the prompt. Its last token goes with them: it predicts the first one.
-        cache = model(input_ids=prompt[None, :-1], use_cache=True).past_key_values
+        cache = model(input_ids=prompt[None, :-1], use_cache=True).cache
         cache.batch_repeat_interleave(len(kept))
         changed = torch.where(kept.unsqueeze(-1), table[response], table.mean(0))
         first = table[prompt[-1:]].expand(len(kept), 1, -1)
-        logits = model(
-            inputs_embeds=torch.cat([first, changed], dim=1), past_key_values=cache
-        ).logits
+        logits = model(inputs_embeds=torch.cat([first, changed], dim=1), cache=cache).logits
         labels = response.expand(len(kept), -1).unsqueeze(-1)
         log_probs = logits[:, :-1].log_softmax(-1)
         logps.append(log_probs.gather(-1, labels).squeeze(-1).sum(-1))
