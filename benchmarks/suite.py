@@ -327,10 +327,10 @@ def compare(arguments: argparse.Namespace) -> None:
     """Measure ours and the peers in turn, on the CPU or a GPU."""
     file = report.RESULTS / f"{arguments.suite}.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    groups = CPU if arguments.suite == "cpu" else GPU
-    groups = tuple(group for group in groups if (arguments.only or "") in group.workload)
+    suite = CPU if arguments.suite == "cpu" else GPU
+    groups = [group for group in suite if (arguments.only or "") in group.workload]
     results = {result["name"]: result for result in known} if arguments.only else {}
-    order = [row.name for group in (*CPU, *GPU) for row in group.rows]
+    order = [row.name for group in suite for row in group.rows]
 
     def measure(group: Group) -> None:
         for result in measure_group(group, arguments.rounds):

@@ -91,6 +91,10 @@ def _vocabulary_size(model: nn.Module) -> int:
     return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
 
 
+_OVERWRITING = ("swiglu", "geglu")
+"""Modules of Liger whose backward pass can run only once."""
+
+
 def _check_attributable(model: nn.Module) -> None:
     if isinstance(model, torch._dynamo.OptimizedModule):
         raise InputError(
@@ -98,6 +102,13 @@ def _check_attributable(model: nn.Module) -> None:
             "layers one by one instead"
         )
     for module in model.modules():
+        source = module.forward.__module__
+        if source.startswith("liger_kernel.") and source.endswith(_OVERWRITING):
+            raise InputError(
+                f"gradient importance runs the backward pass of the training forward twice, but "
+                f"{source} writes its gradients over what the second run needs, which would make "
+                "them wrong without a word: apply Liger with swiglu=False (geglu=False)"
+            )
         checkpoint = getattr(module, "_gradient_checkpointing_func", None)
         if checkpoint is not None and getattr(checkpoint, "keywords", {}).get(
             "use_reentrant", False

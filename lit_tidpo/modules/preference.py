@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -19,20 +18,19 @@ from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError
 from lit_tidpo.forward import Computation
 from lit_tidpo.importance_cache import WeightCache
-from lit_tidpo.layout import LayoutChoice, choose_layout
+from lit_tidpo.layout import LayoutChoice
 from lit_tidpo.metrics.quantities import (
     outcome_quantities,
     preference_quantities,
     quantity_names,
 )
-from lit_tidpo.modules.base import LRSchedule, PolicyModule
-from lit_tidpo.modules.cached_reference import CachedReference
+from lit_tidpo.modules.base import LRSchedule
+from lit_tidpo.modules.referenced import ReferencedModule
 from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, seeded, zero_loss
 from lit_tidpo.objective import Objective, Outcome
-from lit_tidpo.packed_attention import use_packed_attention
-from lit_tidpo.policy import PolicyConfig, build_policy, evaluating
-from lit_tidpo.reference import Reference, check_compatible
-from lit_tidpo.reference_cache import ReleasableReference
+from lit_tidpo.pair_cache import PairCache
+from lit_tidpo.policy import PolicyConfig, evaluating
+from lit_tidpo.reference import check_compatible
 from lit_tidpo.registry import IMPORTANCE, LOSSES, load
 from lit_tidpo.structures import Prediction, ResponseBatch
 from lit_tidpo.weighting import Weighting
@@ -47,7 +45,7 @@ def _default_losses() -> dict[str, LossComponent]:
     return {key: load(LOSSES, name, LossComponent)() for key, name in names.items()}
 
 
-class PreferenceModule(PolicyModule):
+class PreferenceModule(ReferencedModule):
     """TI-DPO (arXiv 2505.19653) and its relatives: any importance estimator, any sum of losses.
 
     Args:
@@ -104,8 +102,7 @@ class PreferenceModule(PolicyModule):
         warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
-        self._remember_arguments(locals())
+        arguments = dict(locals())
         if importance_every < 0:
             raise InputError(f"importance_every={importance_every}: expected 0 or more")
         if losses is None:
@@ -114,7 +111,7 @@ class PreferenceModule(PolicyModule):
         if logits_at_once < 1:
             raise InputError(f"logits_at_once={logits_at_once}: expected 1 or more")
         estimator = importance or load(IMPORTANCE, "gradient", ImportanceEstimator)()
-        self.objective = Objective(
+        objective = Objective(
             estimator,
             weighting,
             losses,
@@ -122,22 +119,30 @@ class PreferenceModule(PolicyModule):
             beta,
             Computation(logits_at_once=logits_at_once),
         )
-        parts = {**self.objective.losses, "importance": estimator}
+        super().__init__(
+            policy,
+            reference,
+            reference_cache,
+            objective,
+            layout,
+            optimizer,
+            lr_schedule,
+            warmup_steps,
+            seed,
+        )
+        self._remember_arguments(arguments)
         self._warn_of_idle_settings(importance, weighting, anchor)
+        parts = {**objective.losses, "importance": estimator}
         # Components with parameters of their own are trained and saved with the policy.
         self.learned = nn.ModuleDict({k: v for k, v in parts.items() if isinstance(v, nn.Module)})
-        self.reference: Reference | None = None
-        self.reference_path = reference
-        self.cached_reference = CachedReference(reference_cache, self.objective)
         self.anchor = anchor
         self.anchor_cache = AnchorCache(anchor)
         self.cache = WeightCache(importance_every)
         self.evaluation = evaluation
-        self.layout = layout
         self.non_finite = non_finite
         self._spoiled = False
         self.skipped_steps = 0
-        self._count(quantity_names(self.objective.losses))
+        self._count(quantity_names(objective.losses))
 
     def _warn_of_idle_settings(
         self, importance: ImportanceEstimator | None, weighting: Weighting, anchor: AnchorOptions
@@ -150,72 +155,6 @@ class PreferenceModule(PolicyModule):
                 "model.importance and model.weighting have an effect on predict alone: no loss "
                 "asks for weights"
             )
-
-    # Models
-
-    def attach(self, policy: nn.Module, reference: nn.Module | None = None) -> None:
-        """Use models that were built elsewhere instead of ``policy.path``.
-
-        Unless ``layout`` is ``padded``, their SDPA is exchanged for one that takes packed rows,
-        too; in all other calls it computes what it did.
-
-        Args:
-            policy: A causal language model of transformers, in its starting state.
-            reference: Model of the log-ratios; None freezes a copy of ``policy``.
-        """
-        self.policy = policy.train()
-        self.reference = Reference(reference) if reference is not None else Reference.of(policy)
-        self.cached_reference.describe(policy, self.reference)
-        self._check_models()
-
-    def configure_model(self) -> None:
-        """Build policy and reference, once; the reference stays out of the module tree."""
-        if self.policy is not None:
-            return
-        policy = build_policy(self.policy_config)
-        if self.reference_path is None:
-            self.reference = Reference.of(policy, self.policy_config.lora is not None)
-        else:
-            self.reference = Reference(build_policy(self._reference_config()))
-        self.policy = policy
-        # Now, because a checkpoint may be loaded into the policy next.
-        self.cached_reference.describe(policy, self.reference)
-        self._check_models()
-        self._shard(policy, self.reference.model)
-        if self.cached_reference.replaces_runs and self.reference.model is not None:
-            self.reference = ReleasableReference(self.reference.model, self._rebuild_reference)
-
-    def _reference_config(self) -> PolicyConfig:
-        if self.reference_path is None:
-            return self.policy_config
-        config = dataclasses.replace(
-            self.policy_config,
-            path=self.reference_path,
-            revision=None,
-            init="pretrained",
-            init_seed=0,
-        )
-        return dataclasses.replace(config, lora=None, adapter=None, activation_checkpointing=False)
-
-    def _rebuild_reference(self) -> nn.Module:
-        model = build_policy(self._reference_config())
-        if self.objective.computation.layout != "padded":
-            use_packed_attention(model)
-        self._shard(model)
-        return model
-
-    def _check_models(self) -> None:
-        needs = self.objective.needs | self.objective.importance_needs()
-        assert self.reference is not None
-        check_compatible(self.built_policy, self.reference.model, needs)
-        models = [model for model in (self.policy, self.reference.model) if model is not None]
-        unshared = None
-        if self.objective.weighting.positions == "all":
-            unshared = "weighting.positions=all asks for the gradients of each row's own prompt"
-        elif self.device_mesh is not None:
-            unshared = "a sharded layer is gathered for its output, not for what prompts leave"
-        layout = choose_layout(self.layout, models, needs, unshared)
-        self.objective.computation = dataclasses.replace(self.objective.computation, layout=layout)
 
     # One batch
 
@@ -231,8 +170,7 @@ class PreferenceModule(PolicyModule):
             The outcome; ``outcome.loss`` is inside the graph if gradients are enabled, or if the
             estimator needs them.
         """
-        policy, reference = self.built_policy, self.reference
-        assert reference is not None
+        policy, reference = self.built_policy, self.built_reference
         needs = self.objective.importance_needs()
         with seeded(sampling_seed, batch.input_ids.device), _attributable(needs):
             batch = outside_inference(batch)
@@ -278,7 +216,6 @@ class PreferenceModule(PolicyModule):
     def on_train_start(self) -> None:
         """Compute before the first step what is kept: reference log-probs, weights."""
         super().on_train_start()
-        self._prepare_reference(self.trainer.train_dataloader, self.trainer.val_dataloaders)
         if self.cache.refresh_every != 0 or self.cache.is_filled:
             return
         for batch in self.trainer.train_dataloader or ():
@@ -288,11 +225,10 @@ class PreferenceModule(PolicyModule):
             self.cache.update(state)
 
     def _precompute(self, batch: ResponseBatch) -> None:
-        assert self.reference is not None
         policy, needs = self.built_policy, self.objective.importance_needs()
         with evaluating(policy):
             logps = self.cached_reference.lookup(batch)
-            forward = self.objective.run(policy, self.reference, batch, needs, logps)[0]
+            forward = self.objective.run(policy, self.built_reference, batch, needs, logps)[0]
         _, weights = self.objective.weigh(forward)
         self.cache.store(batch, weights, step=0)
 
@@ -329,24 +265,12 @@ class PreferenceModule(PolicyModule):
 
     # Evaluation
 
-    def on_validation_start(self) -> None:
-        """Compute the reference's log-probs of validation data that were not there before."""
-        self._prepare_reference(self.trainer.val_dataloaders)
-
-    def on_test_start(self) -> None:
-        """Compute the reference's log-probs of the test data."""
-        self._prepare_reference(self.trainer.test_dataloaders)
-
-    def _prepare_reference(self, *loaders: Any) -> None:
-        assert self.reference is not None
-        policy = self.built_policy
-        self.cached_reference.prepare(self.trainer, policy, self.reference, *loaders)
-
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
         if self.evaluation == "rewards":
-            assert self.reference is not None
             logps = self.cached_reference.lookup(batch)
-            scores = self.objective.log_ratios(self.built_policy, self.reference, batch, logps)
+            scores = self.objective.log_ratios(
+                self.built_policy, self.built_reference, batch, logps
+            )
             quantities = preference_quantities(scores, self.objective.beta)
         else:
             outcome = self(batch, self._seed_of(1, 0, batch_idx))
@@ -355,31 +279,32 @@ class PreferenceModule(PolicyModule):
 
     def on_predict_start(self) -> None:
         """Check that the estimator can score, whether or not a loss asks it to."""
-        assert self.reference is not None
-        check_compatible(self.built_policy, self.reference.model, self.objective.importance.needs)
+        needs = self.objective.importance.needs
+        check_compatible(self.built_policy, self.built_reference.model, needs)
 
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
         """Per-token log-ratios and importance weights of the batch, detached."""
-        assert self.reference is not None
         with _attributable(self.objective.importance.needs):
             batch = outside_inference(batch)
-            return self.objective.explain(self.built_policy, self.reference, batch)
+            return self.objective.explain(self.built_policy, self.built_reference, batch)
 
     # Checkpoints
+
+    @property
+    def _caches(self) -> dict[str, PairCache]:
+        return {"importance_cache": self.cache, "anchor_cache": self.anchor_cache}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps, and what later steps may still use."""
         checkpoint["skipped_steps"] = self.skipped_steps
-        if self.cache.refresh_every != 1:
-            checkpoint["importance_cache"] = from_all_ranks(self.cache.state_dict())
-        if self.anchor.reuse_steps > 1:
-            checkpoint["anchor_cache"] = from_all_ranks(self.anchor_cache.state_dict())
+        for name, cache in self._caches.items():
+            if cache.refresh_every != 1:
+                checkpoint[name] = from_all_ranks(cache.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what was kept; each rank its own, if there are as many as before."""
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
-        caches = {"importance_cache": self.cache, "anchor_cache": self.anchor_cache}
-        for name, cache in caches.items():
+        for name, cache in self._caches.items():
             states = checkpoint.get(name, [])
             if self._trainer is not None and len(states) == self.trainer.world_size:
                 states = [states[self.global_rank]]

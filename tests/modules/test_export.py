@@ -32,7 +32,6 @@ pytestmark = QUIET
 
 def fitted(model_folder, source, folder, policy, **options):
     """A checkpoint, and the module that wrote it."""
-    torch.manual_seed(0)
     module = make_module(model_folder, policy=policy, **NO_TRIPLET, **options)
     fit(module, make_data(source, model_folder), folder)
     return folder / "step=3.ckpt", module

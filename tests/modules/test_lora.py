@@ -24,17 +24,11 @@ from .runs import (
 pytestmark = QUIET
 
 
-@pytest.fixture
-def new_adapters():
-    """Adapters start from random numbers of the user's generator."""
-    torch.manual_seed(0)
-
-
 def is_adapter(name):
     return "lora_" in name
 
 
-def test_g7_adapters_move_and_the_base_is_the_reference(model_folder, data, new_adapters):
+def test_g7_adapters_move_and_the_base_is_the_reference(model_folder, data):
     module = make_module(model_folder, policy=LORA, anchor=SHORT)
     recorder = fit(module, data)
     base = build_policy(PolicyConfig(path=model_folder))
@@ -71,7 +65,6 @@ def test_g7_a_separate_reference_gives_the_same_training(model_folder, data):
     """Switching adapters off between the policy's forwards leaves its gradients alone."""
 
     def run(**options):
-        torch.manual_seed(0)
         module = make_module(model_folder, policy=LORA, anchor=SHORT, **options)
         return fit(module, data)
 
@@ -83,7 +76,7 @@ def test_g7_a_separate_reference_gives_the_same_training(model_folder, data):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # saved nothing on
-def test_adapters_resume(model_folder, data, tmp_path, new_adapters):
+def test_adapters_resume(model_folder, data, tmp_path):
     def module():
         return make_module(
             model_folder, policy={"lora": LoraOptions(r=2, dropout=0.2), "disable_dropout": False}
@@ -118,7 +111,6 @@ def test_g7_going_on_with_an_adapter(model_folder, data, batch, adapter):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_g8_activation_checkpointing(model_folder, data, precision):
     def run(checkpointing):
-        torch.manual_seed(0)
         module = make_module(
             model_folder, policy={**LORA, "activation_checkpointing": checkpointing}, anchor=SHORT
         )

@@ -71,9 +71,7 @@ class Flip:
 
 
 def policy(world, options):
-    with torch.random.fork_rng():
-        torch.manual_seed(0)  # new adapters are random
-        return build_policy(PolicyConfig(**{"path": world.model, **options}))
+    return build_policy(PolicyConfig(**{"path": world.model, **options}))
 
 
 def logits(world, options):

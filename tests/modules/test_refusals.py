@@ -65,6 +65,21 @@ def test_n6_models_that_cannot_be_attributed(model_folder):
     assert plain.policy is reentrant
 
 
+def test_a_kernel_whose_backward_pass_runs_only_once_is_refused():
+    """Bound as Liger binds its own: its SwiGLU gives other gradients the second time."""
+
+    def forward(self, x):
+        return type(self).forward(self, x)
+
+    forward.__module__ = "liger_kernel.transformers.swiglu"
+    policy = tiny_policy()
+    layer = policy.model.layers[0].mlp
+    layer.forward = forward.__get__(layer)
+    with pytest.raises(InputError, match="apply Liger with swiglu=False"):
+        PreferenceModule(PolicyConfig()).attach(policy)
+    PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()}).attach(policy)
+
+
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_casting_the_policy_alone_is_refused(model_folder, data, precision):
     trainer = quiet_trainer(max_steps=1, precision=precision)

@@ -142,7 +142,9 @@ def test_importance_and_shared_prompts_cost_the_operations_that_were_counted_by_
 
 def test_the_page_shows_the_results():
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert {result["name"] for result in results} >= REQUIRED
+    names = [result["name"] for result in results]
+    assert set(names) >= REQUIRED
+    assert len(names) == len(set(names))
     page = report.PAGE.read_text(encoding="utf-8")
     for result in results:
         assert report.line(result) in page
