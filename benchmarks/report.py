@@ -37,7 +37,19 @@ def table(results: list[dict[str, Any]]) -> str:
     first = results[0]
     versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
     note = f"{first['device']}, {first['threads']} thread(s) a process, {first['runs']} runs each; "
-    return "\n".join([HEAD, *map(line, results), "", f"{note}{versions}."])
+    return "\n".join([HEAD, *map(line, results), "", f"{note}{versions}.{utilisation(results)}"])
+
+
+def utilisation(results: list[dict[str, Any]]) -> str:
+    """Which share of the GPU's operations each contestant uses; nothing on a CPU."""
+    shares = {
+        name: share
+        for result in results
+        for name, share in zip(result["contestants"], result["utilisation"], strict=True)
+        if share is not None
+    }
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return f" Share of the GPU's peak operations: {listed}." if shares else ""
 
 
 def insert(page: str, mark: str, text: str) -> str:

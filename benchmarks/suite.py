@@ -85,9 +85,10 @@ def _technique(name: str, without: str) -> Row:
 
 
 CPU = (
+    # One measured epoch: each batch once, and the anchors of eight steps are sampled once.
     Group(
         "ragged",
-        8,
+        10,
         (
             _against_trl("", 2.0),
             Row("dpo_memory_vs_trl_best", "plain", "trl_best", "memory"),
@@ -95,7 +96,9 @@ CPU = (
             Row("tidpo_vs_trl_dpo", "tidpo", "trl_best", target=1.5),
             Row("tidpo_reused_anchors_vs_trl_dpo", "tidpo_reuse_8", "trl_best", target=1.1),
             Row("tidpo_vs_plain_dpo", "tidpo", "plain"),
+            Row("technique/anchors_of_8_steps", "tidpo_reuse_8", "tidpo", faster=True),
         ),
+        batches=8,
     ),
     Group(
         "ragged",
@@ -159,7 +162,7 @@ SWEEPS = {"length": LENGTHS, "pairs": PAIRS, "width": WIDTHS}
 GPU = (
     Group(
         "gpu_1b",
-        20,
+        18,
         (
             Row("dpo_speed_vs_trl_best", "plain", "trl_best", "wall_s", True, 1.3),
             Row("dpo_memory_vs_trl_best", "plain", "trl_best", "memory"),
@@ -169,6 +172,7 @@ GPU = (
                 "tidpo_reused_anchors_vs_trl_dpo", "tidpo_reuse_8", "trl_best", "wall_s", target=1.1
             ),
         ),
+        batches=16,
     ),
 )
 
@@ -260,6 +264,7 @@ def summarise(
         "flops_ratio": row.ratio(flops[row.ours], flops[row.peer], "flops"),
         "ours_flops": flops[row.ours]["flops"],
         "peer_flops": flops[row.peer]["flops"],
+        "utilisation": [_utilisation(runs[name], flops[name]) for name in (row.ours, row.peer)],
         "target": row.target,
         "met": row.target is None or _met(row, statistics.median(ratios)),
         "runs": len(pairs),
@@ -276,6 +281,12 @@ def _figure(run: dict[str, Any], metric: str) -> float:
     if metric == "memory":
         return float(run["memory"] / 1e9)
     return float(run["useful_tokens"] / run[metric])
+
+
+def _utilisation(runs: list[dict[str, Any]], flops: dict[str, Any]) -> float | None:
+    """Share of the GPU's operations that a contestant uses, in wall time."""
+    peak = runs[0].get("peak_flops")
+    return peak and float(flops["flops"]) / statistics.median(run["wall_s"] for run in runs) / peak
 
 
 def _met(row: Row, ratio: float) -> bool:

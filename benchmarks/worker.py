@@ -16,6 +16,7 @@ import warnings
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.throughput import get_available_flops
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import CONTESTANTS
@@ -51,7 +52,7 @@ class Clock:
 
     Args:
         steps: Number of steps.
-        flops: Whether to count the operations of the last step.
+        flops: Whether to count the operations of the measured steps instead of timing them.
     """
 
     def __init__(self, steps: int, flops: bool) -> None:
@@ -66,16 +67,16 @@ class Clock:
             torch.cuda.synchronize()
         self.times.append((time.process_time(), time.perf_counter()))
         self.losses.append(0.0 if loss is None else float(loss))
-        if self.flops and len(self.times) == self.steps - 1:
+        if self.flops and len(self.times) == WARM_UP:
             self.counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
             self.counter.__enter__()
-        elif self.counter is not None:
+        elif self.flops and len(self.times) == self.steps:
             self.counter.__exit__(None, None, None)
 
     def result(self) -> dict[str, float]:
-        """Means over the measured steps, and the operations of the last one."""
+        """Means over the measured steps."""
         if self.flops:
-            return {"flops": float(self.counter.get_total_flops())}
+            return {"flops": self.counter.get_total_flops() / (self.steps - WARM_UP)}
         measured = self.times[WARM_UP - 1 :]
         steps = [
             [after - before for before, after in zip(one, other, strict=True)]
@@ -92,6 +93,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def peak_flops(precision: str) -> int | None:
+    """Operations that the GPU's maker promises for each second; None where that is not known."""
+    if not torch.cuda.is_available():
+        return None
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return get_available_flops(torch.device("cuda"), dtype)
+
+
 def measure(
     workload: str, contestant: str, steps: int, batches: int | None, mode: str
 ) -> dict[str, Any]:
@@ -102,13 +111,14 @@ def measure(
         contestant: A key of ``CONTESTANTS``.
         steps: Optimizer steps, the warm-up included.
         batches: Batches in an epoch; None has as many as steps.
-        mode: ``time``, ``flops`` (of the last step) or ``losses``.
+        mode: ``time``, ``flops`` or ``losses``.
 
     Returns:
         The figures, the losses and what was run.
     """
     load, entry = WORKLOADS[workload], CONTESTANTS[contestant]
-    folder = load.prepare((batches or steps) * entry.devices)
+    batches = batches or steps
+    folder = load.prepare(batches * entry.devices)
     clock = Clock(steps, mode == "flops")
     losses = None
     if entry.side == "trl":
@@ -124,7 +134,8 @@ def measure(
         "workload": dataclasses.asdict(load),
         "contestant": contestant,
         **clock.result(),
-        "useful_tokens": load.useful_tokens(folder, WARM_UP),
+        "useful_tokens": load.useful_tokens(folder, range(WARM_UP, steps)),
+        "peak_flops": peak_flops(load.precision),
         "memory": peak_memory(),
         "losses": losses or clock.losses,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",

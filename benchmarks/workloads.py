@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,21 +49,18 @@ class Workload:
     precision: str = "fp32"
     grouped: bool = True
 
-    def useful_tokens(self, folder: Path, skipped: int) -> float:
+    def useful_tokens(self, folder: Path, steps: Iterable[int]) -> float:
         """Tokens of a batch on average, ends included, prompts counted with each response.
 
         Args:
             folder: What :meth:`prepare` returned.
-            skipped: Batches at the start to leave out.
+            steps: Numbers of the steps, of which each takes the next batch, again and again.
         """
         lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
-        batches = len(lines) // self.pairs
-        skipped = min(skipped, batches - 1)
-        tokens = 0
-        for line in lines[skipped * self.pairs :]:
-            prompt, chosen, rejected = (len(text.split()) for text in json.loads(line).values())
-            tokens += 2 * prompt + chosen + rejected + 2
-        return tokens / (batches - skipped)
+        rows = [[len(text.split()) for text in json.loads(line).values()] for line in lines]
+        tokens = [2 * prompt + chosen + rejected + 2 for prompt, chosen, rejected in rows]
+        batches = [sum(tokens[i : i + self.pairs]) for i in range(0, len(rows), self.pairs)]
+        return statistics.mean(batches[step % len(batches)] for step in steps)
 
     def prepare(self, batches: int) -> Path:
         """Write model, tokenizer and rows, if they are not there.

@@ -11,9 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.policy import evaluating
 from lit_tidpo.structures import ResponseBatch
+
+Source = Literal["prompt", "chosen_prefix"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class AnchorOptions:
             loader of another library, only pairs that come again within them share an anchor.
     """
 
-    source: Literal["prompt", "chosen_prefix"] = "prompt"
+    source: Source = "prompt"
     prefix_fraction: float = 0.5
     max_new_tokens: int = 64
     temperature: float = 0.8
@@ -42,6 +44,7 @@ class AnchorOptions:
     reuse_steps: int = 1
 
     def __post_init__(self) -> None:
+        check_choice("anchor.source", self.source, Source)
         if self.max_new_tokens < 1:
             raise InputError(f"anchor.max_new_tokens={self.max_new_tokens}: expected 1 or more")
         if self.reuse_steps < 1:
@@ -50,7 +53,7 @@ class AnchorOptions:
             raise InputError(f"anchor.top_k={self.top_k}: expected 0 or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"anchor.top_p={self.top_p}: expected more than 0, and 1 at the most")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise InputError(f"anchor.temperature={self.temperature}: expected more than 0")
         if not 0 < self.prefix_fraction < 1:
             raise InputError(f"anchor.prefix_fraction={self.prefix_fraction}: expected 0 to 1")
@@ -152,11 +155,15 @@ def _cache(policy: Any, positions: int) -> dict[str, Any]:
     from transformers import StaticCache
 
     model = _inner(policy)
+    config = model.config.get_text_config(decoder=True)
+    # Other models attend by the length of the cache, such as GPT-Neo; ALiBi of Falcon does, too.
+    fits = getattr(model, "_can_compile_fullgraph", False) and not getattr(config, "alibi", False)
     # The second is the name before transformers 5.24, whose state-space models have neither.
     names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}
-    if not names or torch.is_autocast_enabled(next(model.parameters()).device.type):
+    autocast = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    if not (fits and names) or autocast:
         return {"use_cache": True}
-    cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=positions)
+    cache = StaticCache(config, max_cache_len=positions)
     return {"use_cache": True, names.pop(): cache, "disable_compile": True}
 
 
@@ -183,8 +190,10 @@ class _LikeliestTokens:
         """Take tokens out by their logits, before the temperature, ``[N, V]`` both."""
         top = scores.topk(min(self.options.top_k, scores.shape[-1])).values
         shares = (top / self.options.temperature).softmax(-1)
-        # A token stays while those before it have less than top_p; the first always does.
-        last = (shares.cumsum(-1) - shares < self.options.top_p).sum(-1, keepdim=True) - 1
+        # A token stays while those before it have less than top_p; the first always does. Not by
+        # cumsum, which is not deterministic on a GPU.
+        before = shares @ shares.new_ones(shares.shape[-1], shares.shape[-1]).triu(1)
+        last = (before < self.options.top_p).sum(-1, keepdim=True) - 1
         return scores.masked_fill(scores < top.gather(-1, last), -torch.inf)
 
 

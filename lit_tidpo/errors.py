@@ -1,5 +1,9 @@
 """Errors that a user can mend."""
 
+from __future__ import annotations
+
+from typing import Any, get_args
+
 
 class InputError(ValueError):
     """A setting or a piece of data cannot be used.
@@ -15,3 +19,18 @@ class PluginError(InputError):
 
 class NonFiniteError(InputError):
     """A supervised value became NaN or infinite."""
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Refuse a value that is none of the choices.
+
+    Args:
+        name: Name of the setting.
+        value: What was given.
+        choices: A ``Literal``.
+
+    Raises:
+        InputError: If the value is not one of them.
+    """
+    if value not in get_args(choices):
+        raise InputError(f"{name}={value!r}: expected one of {get_args(choices)}")

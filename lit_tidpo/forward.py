@@ -87,6 +87,8 @@ def run_batches(
     Returns:
         For each batch the traces, and the position-wise KL where asked for.
     """
+    for batch, _ in requests:
+        _check_lengths(batch)
     if computation.layout == "shared_prompt":
         _check_same_prompts([batch for batch, _ in requests])
     heads = [linear_head(model) for model in (policy, reference.model or policy)]
@@ -243,6 +245,19 @@ def _run_prompts(model: nn.Module, batch: ResponseBatch) -> PackedRows | None:
         return None
     run_pass(model, first, torch.zeros_like(rows.taken), rows, with_logits=False)
     return rows
+
+
+def _check_lengths(batch: ResponseBatch) -> None:
+    """Refuse rows without a prompt, whose first token nothing predicts, or cut off."""
+    prompts, lengths = batch.prompt_lengths, batch.lengths
+    fits = (prompts >= 1) & (prompts <= lengths) & (lengths <= batch.input_ids.shape[1])
+    if not bool(fits.all()):
+        row = int(fits.long().argmin())
+        raise InputError(
+            f"row {row} of a batch has prompt_lengths={int(prompts[row])} and "
+            f"lengths={int(lengths[row])}: expected 1 <= prompt_lengths <= lengths <= "
+            f"{batch.input_ids.shape[1]}, the width of input_ids"
+        )
 
 
 def _check_same_prompts(batches: Sequence[ResponseBatch]) -> None:

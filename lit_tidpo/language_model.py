@@ -104,6 +104,9 @@ def linear_head(model: nn.Module) -> nn.Linear | None:
 
 _AFTER_THE_HEAD = (
     "final_logit_softcapping",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "unpadded_vocab_size",
     "logit_scale",
     "logits_scaling",
     "lm_head_multiplier",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.forward import Computation, Layout, run_models
-from lit_tidpo.packed_attention import use_packed_attention
+from lit_tidpo.packed_attention import recorded_windows, use_packed_attention
 from lit_tidpo.policy import evaluating
 from lit_tidpo.reference import Reference
 from lit_tidpo.structures import ResponseBatch
@@ -35,7 +35,7 @@ def choose_layout(
         wanted: What the user chose.
         models: The policy, and the reference if it is a model of its own.
         needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
-        unshared: Why prompts cannot be shared; None if they can.
+        unshared: Why prompts cannot be shared; None if nothing is known to prevent it.
 
     Returns:
         The layout.
@@ -45,6 +45,8 @@ def choose_layout(
     """
     if wanted == "padded":
         return wanted
+    if unshared is None and any(_stretches_positions(model) for model in models):
+        unshared = "its position encoding depends on the longest row of a pass"
     layout: Layout = "shared_prompt" if unshared is None else "packed"
     if wanted != "auto":
         layout = wanted
@@ -65,10 +67,28 @@ def _obstacle(layout: Layout, models: Sequence[nn.Module], needs: frozenset[str]
         name = type(model).__name__
         if not use_packed_attention(model):
             return f"{name} does not run sdpa through the attention interface of transformers"
-        error = _largest_error(model, layout)
+        with recorded_windows() as windows:
+            error = _largest_error(model, layout)
+        if windows.of_masks - windows.of_layers:
+            return f"{name} has windows in its masks that its attention layers do not know of"
         if not error < _TOLERANCE.get(_dtype(model), 0.25):
             return f"{name} gives other log-probs then, by up to {error:.2g} nats"
     return None
+
+
+def _stretches_positions(model: nn.Module) -> bool:
+    """Whether RoPE's frequencies change with the longest position of a pass."""
+    config: Any = model.config
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    of_layer_types = [each for each in parameters.values() if isinstance(each, dict)]
+    kinds = {each.get("rope_type") for each in (parameters, *of_layer_types)}
+    return bool(kinds & {"dynamic", "longrope"})
+
+
+def tiles_agree(model: nn.Module) -> bool:
+    """Whether the output layer, applied to hidden states tile by tile, gives the same log-probs."""
+    tiled, whole = Computation(logits_at_once=1), Computation()
+    return _difference(model, tiled, whole) < _TOLERANCE.get(_dtype(model), 0.25)
 
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -80,14 +100,19 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _largest_error(model: nn.Module, layout: Layout) -> float:
     """Largest difference of a log-prob from that of padded rows, in nats."""
+    return _difference(model, Computation("padded"), Computation(layout))
+
+
+def _difference(model: nn.Module, *computations: Computation) -> float:
+    """Largest difference between the log-probs of two computations, in nats."""
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
         batch = move_data_to_device(_probe(model), device)
-        padded, other = (
-            run_models(model, Reference(None), batch, frozenset(), Computation(each)).policy.logps
-            for each in ("padded", layout)
+        one, other = (
+            run_models(model, Reference(None), batch, frozenset(), computation).policy.logps
+            for computation in computations
         )
-    return float((padded - other).abs().max())
+    return float((one - other).abs().max())
 
 
 def _probe(model: nn.Module) -> ResponseBatch:
@@ -95,10 +120,10 @@ def _probe(model: nn.Module) -> ResponseBatch:
     prompt_lengths = torch.tensor([5, 3]).repeat(2)
     lengths = prompt_lengths + torch.tensor([4, 7, 6, 2])
     vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-    ids: Tensor = torch.arange(1, 41).reshape(4, 10).mul(7919) % vocabulary
+    ids: Tensor = torch.arange(1, 45).reshape(4, 11).mul(7919) % vocabulary
     prompts = ids[:2].repeat(2, 1)
     return ResponseBatch(
-        input_ids=torch.where(torch.arange(10) < prompt_lengths[:, None], prompts, ids),
+        input_ids=torch.where(torch.arange(11) < prompt_lengths[:, None], prompts, ids),
         prompt_lengths=prompt_lengths,
         lengths=lengths,
         roles=("chosen", "rejected"),

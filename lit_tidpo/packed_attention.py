@@ -7,6 +7,9 @@ interface of transformers and hands everything else on to PyTorch's SDPA.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -138,6 +141,40 @@ def _lay_out(packed: Tensor, slots: Tensor, count: int, width: int) -> Tensor:
     return rows.view(count, width, heads, size).transpose(1, 2)
 
 
+@dataclass
+class Windows:
+    """Sizes of the windows that a model attends in.
+
+    Attributes:
+        of_masks: Those that its masks are made with.
+        of_layers: Those that its layers tell the attention, which are all that packed rows know.
+    """
+
+    of_masks: set[int] = field(default_factory=set)
+    of_layers: set[int] = field(default_factory=set)
+
+
+_recorded: list[Windows] = []
+
+
+@contextmanager
+def recorded_windows() -> Iterator[Windows]:
+    """Note the windows of the models that run meanwhile; see :func:`use_packed_attention`."""
+    _recorded.append(Windows())
+    try:
+        yield _recorded[-1]
+    finally:
+        _recorded.pop()
+
+
+def _mask(*arguments: Any, **options: Any) -> Tensor | None:
+    """SDPA's mask; the signature is that of the mask interface of transformers."""
+    for windows in _recorded:
+        windows.of_masks |= {options.get("local_size")} - {None}  # type: ignore[arg-type]
+    mask: Tensor | None = sdpa_mask(*arguments, **options)
+    return mask
+
+
 def _packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -149,6 +186,8 @@ def _packed_attention(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """SDPA row by row; the signature is that of the attention interface of transformers."""
+    for windows in _recorded:
+        windows.of_layers |= {sliding_window} - {None}  # type: ignore[arg-type]
     if packed_rows is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, sliding_window=sliding_window, **options
@@ -180,7 +219,7 @@ def use_packed_attention(model: Any) -> bool:
     kernel = getattr(model.config, "_attn_implementation", None)
     if kernel == "sdpa" and getattr(model, "_supports_attention_backend", False):
         AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
-        AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
+        AttentionMaskInterface.register(PACKED_ATTENTION, _mask)
         model.set_attn_implementation(PACKED_ATTENTION)
         return True
     return kernel == PACKED_ATTENTION

@@ -20,6 +20,10 @@ class PairCache:
         self.refresh_every = refresh_every
         self._entries: dict[int, tuple[int, list[Tensor]]] = {}
 
+    def clear(self) -> None:
+        """Forget everything: the pairs of another run may have the same numbers."""
+        self._entries = {}
+
     @property
     def is_filled(self) -> bool:
         """Whether anything is kept."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.locations import locate
+from lit_tidpo.seeding import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +34,10 @@ class LoraOptions:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] | None = None
+
+
+Init = Literal["pretrained", "random"]
+DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ class PolicyConfig:
 
     path: str = ""
     revision: str | None = None
-    init: Literal["pretrained", "random"] = "pretrained"
+    init: Init = "pretrained"
     init_seed: int = 0
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: DType = "float32"
     attn_implementation: str = "sdpa"
     lora: LoraOptions | None = None
     adapter: str | None = None
@@ -68,6 +73,8 @@ class PolicyConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_choice("policy.init", self.init, Init)
+        check_choice("policy.dtype", self.dtype, DType)
         if not 0 <= self.init_seed < 2**63:
             raise InputError(f"policy.init_seed={self.init_seed}: expected 0 or more")
         if self.init_seed and self.init == "pretrained" and self.lora is None:
@@ -139,7 +146,7 @@ def _load(config: PolicyConfig) -> Any:
         architecture = AutoConfig.from_pretrained(path, **options)
         if config.dtype == "auto":
             loading["dtype"] = architecture.dtype or torch.float32
-        with _new_weights(config.init_seed):
+        with seeded(config.init_seed):
             model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 architecture, trust_remote_code=config.trust_remote_code, **loading
             )
@@ -152,14 +159,6 @@ def _load(config: PolicyConfig) -> Any:
         raise InputError(f"policy.path={config.path!r} cannot be loaded: {error}") from error
 
 
-@contextmanager
-def _new_weights(seed: int) -> Iterator[None]:
-    """Draw from a generator of this seed: all ranks then start alike, whatever else they drew."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
-
-
 def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrainedModel:
     peft = _import_peft()
     adapters = peft.LoraConfig(
@@ -170,7 +169,7 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
         task_type="CAUSAL_LM",
     )
     try:
-        with _new_weights(seed):
+        with seeded(seed):  # all ranks start alike, whatever else they drew
             adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
     except ValueError as error:
         raise InputError(f"policy.lora cannot be applied: {error}") from error

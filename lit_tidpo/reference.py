@@ -50,7 +50,10 @@ class Reference:
             A model in eval mode on ``device``.
         """
         if self.model is not None:
-            yield self.model.to(device)
+            # Weights that were moved in inference mode, which validation has, could serve no graph.
+            with torch.inference_mode(False), torch.no_grad():
+                self.model.to(device)
+            yield self.model
             return
         with evaluating(policy), policy.disable_adapter():  # type: ignore[operator]
             yield policy

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lit_tidpo.errors import InputError
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether :func:`shard` has been here."""
+    return isinstance(model, FSDPModule)
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.errors import InputError, NonFiniteError, check_choice
 from lit_tidpo.functional.importance import (
     clip_weights,
     gaussian_prior,
@@ -19,6 +19,11 @@ from lit_tidpo.functional.importance import (
     temper_scores,
 )
 from lit_tidpo.structures import ResponseBatch
+
+Prior = Literal["gaussian", "softmax"]
+PriorScale = Literal["distribution", "raw"]
+Scale = Literal["mean", "sum", "max"]
+Positions = Literal["response", "all"]
 
 
 @dataclass(frozen=True)
@@ -41,25 +46,35 @@ class Weighting:
     """
 
     mix: float = 0.7
-    prior: Literal["gaussian", "softmax"] = "gaussian"
-    prior_scale: Literal["distribution", "raw"] = "distribution"
+    prior: Prior = "gaussian"
+    prior_scale: PriorScale = "distribution"
     sigma_divisor: float = 4.0
-    scale: Literal["mean", "sum", "max"] = "mean"
-    positions: Literal["response", "all"] = "response"
+    scale: Scale = "mean"
+    positions: Positions = "response"
     temper: float = 1.0
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        check_choice("weighting.prior", self.prior, Prior)
+        check_choice("weighting.prior_scale", self.prior_scale, PriorScale)
+        check_choice("weighting.scale", self.scale, Scale)
+        check_choice("weighting.positions", self.positions, Positions)
         if not 0 <= self.mix <= 1:
             raise InputError(f"weighting.mix={self.mix}: expected a number from 0 to 1")
-        if self.sigma_divisor <= 0:
+        if not self.sigma_divisor > 0:
             raise InputError(f"weighting.sigma_divisor={self.sigma_divisor}: expected more than 0")
         if not self.temper > 0:
             raise InputError(f"weighting.temper={self.temper}: expected more than 0")
         if self.clip is not None and not self.clip >= 1:
             raise InputError(f"weighting.clip={self.clip}: expected 1 or more, or null")
-        if self.prior == "softmax" and self.prior_scale == "raw":
-            raise InputError("weighting.prior_scale='raw' is for weighting.prior='gaussian' only")
+        if self.prior == "softmax" and (self.prior_scale, self.sigma_divisor) != (
+            "distribution",
+            4.0,
+        ):
+            raise InputError(
+                "weighting.prior_scale and weighting.sigma_divisor have no effect with "
+                "weighting.prior='softmax': leave them out"
+            )
 
     def weights(self, scores: Tensor, batch: ResponseBatch) -> Tensor:
         """Turn scores into the weights that the losses use.

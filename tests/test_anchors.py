@@ -7,6 +7,9 @@ import dataclasses
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPTNeoConfig,
     MambaConfig,
     MambaForCausalLM,
     StaticCache,
@@ -291,6 +294,35 @@ def test_a_state_space_policy_is_sampled_too():
     """It has no keys and values to keep, but a state."""
     sizes = {"vocab_size": 48, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
     policy = MambaForCausalLM(MambaConfig(**sizes, bos_token_id=1, eos_token_id=END))
+    batch = chosen_rows([[5, 6, 7], [8, 9, 10]], [[9, 2], [9, 2]])
+    anchors = sample_anchors(policy, batch, GREEDY)
+    for row, prompt in enumerate([[5, 6, 7], [8, 9, 10]]):
+        assert tokens(anchors, row) == greedy_continuation(policy, prompt, 8)
+
+
+SMALL = {"vocab_size": 48, "hidden_size": 16, "bos_token_id": 1, "eos_token_id": END}
+WITHOUT_STATIC_CACHE = {
+    # its window is cut out by the length of the keys
+    "gpt_neo": lambda: GPTNeoConfig(
+        **SMALL,
+        num_layers=2,
+        attention_types=[[["global", "local"], 1]],
+        num_heads=2,
+        window_size=4,
+    ),
+    "falcon, alibi": lambda: FalconConfig(
+        **SMALL, num_hidden_layers=2, num_attention_heads=2, alibi=True
+    ),
+}
+
+
+@pytest.mark.parametrize("family", WITHOUT_STATIC_CACHE)
+def test_anchors_are_the_policys_where_it_takes_no_cache_of_fixed_size(family):
+    torch.manual_seed(0)
+    policy = AutoModelForCausalLM.from_config(WITHOUT_STATIC_CACHE[family]())
+    for parameter in policy.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
     batch = chosen_rows([[5, 6, 7], [8, 9, 10]], [[9, 2], [9, 2]])
     anchors = sample_anchors(policy, batch, GREEDY)
     for row, prompt in enumerate([[5, 6, 7], [8, 9, 10]]):

@@ -14,6 +14,7 @@ LAYERS = {
     "registry": 0,
     "locations": 0,
     "assets": 0,
+    "seeding": 0,
     "contracts": 1,
     "policy": 1,
     "reference": 1,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ import transformers
 from torch import nn
 from transformers import AttentionMaskInterface
 
+from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
 from lit_tidpo.estimators.gradient import GradientImportance
 from lit_tidpo.forward import Computation, run_batches, run_models
-from lit_tidpo.layout import choose_layout
+from lit_tidpo.layout import choose_layout, tiles_agree
+from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.packed_attention import PACKED_ATTENTION
 from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.reference import Reference
@@ -327,3 +330,59 @@ def test_packed_attention_is_sdpa_where_rows_are_padded():
     left = {name: value[:, :3] for name, value in inputs.items()}
     options = {"do_sample": False, "max_new_tokens": 5}
     assert torch.equal(policy.generate(**left, **options), plain.generate(**left, **options))
+
+
+MOE = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32}
+HIDDEN_WINDOWS = {
+    "a window": lambda: transformers.Qwen2MoeConfig(
+        **GROUPED,
+        **MOE,
+        **WINDOW,
+        shared_expert_intermediate_size=32,
+        use_sliding_window=True,
+        max_window_layers=0,
+    ),
+    "a window wider than any row": lambda: transformers.DogeConfig(**GROUPED, sliding_window=64),
+    "chunks": lambda: transformers.Llama4TextConfig(
+        **GROUPED,
+        attention_chunk_size=64,
+        num_local_experts=2,
+        intermediate_size_mlp=64,
+        head_dim=8,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN_WINDOWS)
+def test_windows_that_are_in_the_masks_alone_are_noticed(kind):
+    """Packed rows take theirs from the layers; a probe of short rows would not tell."""
+    model = transformers.AutoModelForCausalLM.from_config(HIDDEN_WINDOWS[kind]())
+    assert choose_layout("auto", [model], frozenset()) == "padded"
+    with pytest.raises(InputError, match="windows in its masks"):
+        choose_layout("packed", [model], frozenset())
+
+
+def test_prompts_are_not_shared_where_positions_depend_on_the_longest_row():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = transformers.LlamaConfig(**GROUPED, rope_parameters=rope)
+    model = transformers.LlamaForCausalLM(config)
+    assert choose_layout("auto", [model], frozenset()) == "packed"
+    with pytest.raises(InputError, match="position encoding depends on the longest row"):
+        choose_layout("shared_prompt", [model], frozenset())
+
+
+class ScaledLogits(transformers.LlamaForCausalLM):
+    """Changes its logits after the head, as only its own code tells."""
+
+    def forward(self, *arguments, **options):
+        output = super().forward(*arguments, **options)
+        output.logits = 0.5 * output.logits
+        return output
+
+
+def test_a_head_that_is_not_the_last_word_is_noticed():
+    module = PreferenceModule(PolicyConfig(), losses={"dpo": DPOLoss()}, logits_at_once=1)
+    module.attach(ScaledLogits(tiny_policy().config), ScaledLogits(tiny_policy().config))
+    assert module.objective.computation.logits_at_once == sys.maxsize
+    module.attach(tiny_policy())
+    assert tiles_agree(tiny_policy())

@@ -191,7 +191,8 @@ def test_l6_scores_off_the_response_may_be_anything():
         ({"temper": math.nan}, "expected more than 0"),
         ({"clip": 0.9}, "expected 1 or more, or null"),
         ({"clip": math.nan}, "expected 1 or more, or null"),
-        ({"prior": "softmax", "prior_scale": "raw"}, "for weighting.prior='gaussian' only"),
+        ({"prior": "softmax", "prior_scale": "raw"}, "no effect with weighting.prior='softmax'"),
+        ({"prior": "softmax", "sigma_divisor": 8.0}, "no effect with weighting.prior='softmax'"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, reason):

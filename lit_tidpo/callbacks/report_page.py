@@ -5,13 +5,12 @@ from __future__ import annotations
 import html
 import io
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_tidpo.callbacks.token_writer import prediction_rows
+from lit_tidpo.callbacks.token_writer import log_folder, prediction_rows, tokenizer_of
 from lit_tidpo.errors import InputError
 
 _METRICS = (
@@ -106,7 +105,7 @@ class ReportPage(Callback):
             curves=draw_curves({name: self._curves[name] for name in self.metrics}),
             pairs="\n".join(_pair(group) for group in rows),
         )
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = log_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / "report.html"
         target.write_text(page, encoding="utf-8")
@@ -125,16 +124,16 @@ class ReportPage(Callback):
     def _rows(self, trainer: Trainer, pl_module: LightningModule) -> list[list[dict[str, Any]]]:
         """Rows of the first pairs of the validation set, chosen and rejected side by side."""
         loaders = trainer.val_dataloaders
-        if loaders is None:
+        first = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
+        if first is None:
             return []
-        batch = trainer.strategy.batch_to_device(next(iter(loaders)))
+        batch = trainer.strategy.batch_to_device(next(iter(first)))
         was_training = pl_module.training
         pl_module.eval()
         prediction = pl_module.predict_step(batch, 0)
         pl_module.train(was_training)
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
         grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for row in prediction_rows(prediction, tokenizer):
+        for row in prediction_rows(prediction, tokenizer_of(trainer)):
             grouped[row["index"]].append(row)
         return list(grouped.values())[: self.pairs]
 
@@ -170,7 +169,7 @@ def _pair(rows: list[dict[str, Any]]) -> str:
 
 
 def token_heat_map(row: dict[str, Any]) -> str:
-    """Tokens of a response on backgrounds as dark as their weights.
+    """Tokens of a response, or their ids without text, on backgrounds as dark as their weights.
 
     Args:
         row: A row of :func:`lit_tidpo.callbacks.token_writer.prediction_rows`.
@@ -179,8 +178,9 @@ def token_heat_map(row: dict[str, Any]) -> str:
         HTML spans.
     """
     peak = max(row["weights"], default=0.0) or 1.0
+    tokens = row["tokens"] or [f" {token_id}" for token_id in row["token_ids"]]
     spans = []
-    for token, weight, ratio in zip(row["tokens"], row["weights"], row["log_ratios"], strict=True):
+    for token, weight, ratio in zip(tokens, row["weights"], row["log_ratios"], strict=True):
         shade = f"rgba(220, 90, 20, {0.85 * weight / peak:.2f})"
         note = f"weight {weight:.2f}, log-ratio {ratio:+.2f}"
         spans.append(f'<span style="background:{shade}" title="{note}">{html.escape(token)}</span>')

@@ -54,6 +54,16 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
             }
 
 
+def log_folder(trainer: Trainer) -> Path:
+    """Folder of the run's logs."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def tokenizer_of(trainer: Trainer) -> Any:
+    """Tokenizer of the run's data; None where they are plain loaders."""
+    return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+
+
 class TokenWriter(Callback):
     """Writes per-token log-ratios and importance weights in ``predict``.
 
@@ -87,8 +97,7 @@ class TokenWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the rows of a batch."""
-        tokenizer = getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
-        self._rows.extend(prediction_rows(outputs, tokenizer))
+        self._rows.extend(prediction_rows(outputs, tokenizer_of(trainer)))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rows of all ranks, in the order of the data set."""
@@ -107,8 +116,7 @@ class TokenWriter(Callback):
             table.to_json(target)
 
     def _target(self, trainer: Trainer) -> Path:
-        folder = trainer.log_dir or trainer.default_root_dir
-        return Path(self.path) if self.path is not None else Path(folder) / "tokens.jsonl"
+        return log_folder(trainer) / "tokens.jsonl" if self.path is None else Path(self.path)
 
 
 def _place(row: dict[str, Any]) -> tuple[int, str]:

@@ -8,9 +8,11 @@ from typing import Literal
 from torch import Tensor
 
 from lit_tidpo.contracts import LossComponent
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.functional.preference import dpo_loss, sequence_sum, tdpo_margin
 from lit_tidpo.structures import TokenScores
+
+KLTerm = Literal["tdpo2", "tdpo1", "none"]
 
 
 class WeightedDPOLoss(LossComponent):
@@ -22,10 +24,9 @@ class WeightedDPOLoss(LossComponent):
             difference of both as it is and has no ``alpha``; ``none`` leaves the term out.
     """
 
-    def __init__(
-        self, alpha: float = 0.5, kl_term: Literal["tdpo2", "tdpo1", "none"] = "tdpo2"
-    ) -> None:
-        if alpha < 0:
+    def __init__(self, alpha: float = 0.5, kl_term: KLTerm = "tdpo2") -> None:
+        check_choice("kl_term", kl_term, KLTerm)
+        if not alpha >= 0:
             raise InputError(f"alpha={alpha}: expected 0 or more")
         if kl_term != "tdpo2" and alpha != 0.5:
             raise InputError(f"alpha={alpha} has no effect with kl_term={kl_term!r}: use 'tdpo2'")

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.structures import Forward
+
+Reduction = Literal["mean", "max"]
+Attributed = Literal["policy", "reference"]
 
 
 class AttentionImportance(ImportanceEstimator):
@@ -31,10 +34,12 @@ class AttentionImportance(ImportanceEstimator):
         self,
         layers: list[int] | None = None,
         heads: list[int] | None = None,
-        reduction: Literal["mean", "max"] = "mean",
+        reduction: Reduction = "mean",
         per_query: bool = False,
-        model: Literal["policy", "reference"] = "policy",
+        model: Attributed = "policy",
     ) -> None:
+        check_choice("reduction", reduction, Reduction)
+        check_choice("model", model, Attributed)
         self.layers = layers
         self.heads = heads
         self.reduction = reduction

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from lit_tidpo.data import PreferenceDataModule
 from lit_tidpo.data.sampling import ResumableSampler
 from lit_tidpo.estimators.detector import FILE_NAME, DetectorNetwork
+from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 
 
@@ -107,8 +108,7 @@ def train_detector(
     )
     data.prepare_data()
     data.setup("fit")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = DetectorNetwork(len(data.tokenizer))
         _fit(network, data, epochs, learning_rate)
     output.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.functional.importance import relative_to_neighbours
 from lit_tidpo.structures import Forward, ModelTrace
 
 Target = Literal["max_logit", "response_logp", "response_logits", "log_ratio"]
 Norm = Literal["l1", "l2", "times_input"]
 Correction = Literal["none", "embedding_norm", "neighbours"]
+Attributed = Literal["policy", "reference"]
 
 _NEIGHBOURS = 8  # places to each side
 
@@ -62,11 +63,15 @@ class GradientImportance(ImportanceEstimator):
         self,
         target: Target = "max_logit",
         norm: Norm = "l1",
-        model: Literal["policy", "reference"] = "policy",
+        model: Attributed = "policy",
         exclude_target: bool = False,
         correction: Correction = "none",
         integration_steps: int = 0,
     ) -> None:
+        check_choice("target", target, Target)
+        check_choice("norm", norm, Norm)
+        check_choice("model", model, Attributed)
+        check_choice("correction", correction, Correction)
         if target == "log_ratio" and model == "reference":
             raise InputError(
                 "target='log_ratio' compares the policy with the reference: expected model='policy'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.hparams import plain
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.policy import PolicyConfig, build_policy
-from lit_tidpo.sharding import shard
+from lit_tidpo.sharding import is_sharded, shard
 from lit_tidpo.structures import ResponseBatch
 
 LRSchedule = Literal["constant", "linear", "cosine"]
@@ -57,8 +57,7 @@ class PolicyModule(LightningModule):
         super().__init__()
         if warmup_steps < 0:
             raise InputError(f"warmup_steps={warmup_steps}: expected 0 or more")
-        if lr_schedule not in get_args(LRSchedule):
-            raise InputError(f"lr_schedule={lr_schedule!r}: expected one of {get_args(LRSchedule)}")
+        check_choice("lr_schedule", lr_schedule, LRSchedule)
         self.policy = None
         self.policy_config = policy
         self.optimizer = optimizer
@@ -82,6 +81,11 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
         strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
+        if self.device_mesh is not None and self.policy is not None and not is_sharded(self.policy):
+            raise InputError(
+                "strategy model_parallel shards a policy when it is built, and this one is there "
+                "already: let the Trainer build it from policy.path, or use strategy=ddp"
+            )
         if not isinstance(strategy, _PROVEN) or isinstance(strategy, DeepSpeedStrategy):
             raise InputError(
                 f"strategy {type(strategy).__name__} is not supported yet: gradient attribution "
@@ -159,6 +163,9 @@ class PolicyModule(LightningModule):
         Not earlier: asking the Trainer makes it start on the data, which has to wait until a
         checkpoint is restored.
         """
+        # A fit that was stopped may have left half a window.
+        self._window_amounts.clear()
+        self.train_means.reset()
         # Other loaders have no such setting.
         given = getattr(self.trainer.train_dataloader, "lookahead", self._lookahead)
         if given != self._lookahead:

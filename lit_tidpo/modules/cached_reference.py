@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import math
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lit_tidpo.contracts import NEEDS
 from lit_tidpo.errors import InputError
+from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.runtime import from_all_ranks
 from lit_tidpo.objective import Objective
 from lit_tidpo.reference import Reference
@@ -34,6 +33,7 @@ from lit_tidpo.reference_cache import (
 )
 from lit_tidpo.structures import ResponseBatch
 
+_OPTION = "model.reference_cache"
 # Raise it when the same model and rows come to make other log-probs, so that old folders rest.
 _VERSION = 1
 
@@ -59,7 +59,7 @@ class CachedReference:
         self._objective = objective
         self._store = LogprobStore()
         self._model: dict[str, str] = {}
-        self._datasets: list[object] = []
+        self._seen: list[tuple[object, str]] = []
 
     @property
     def replaces_runs(self) -> bool:
@@ -68,6 +68,7 @@ class CachedReference:
 
     def describe(self, policy: nn.Module, reference: Reference) -> None:
         """Note what the reference is, while the policy is in its starting state and whole."""
+        self._store, self._seen = LogprobStore(), []
         if self.folder is not None:
             own = reference.model
             self._model = describe(policy if own is None else own, base_only=own is None)
@@ -78,7 +79,7 @@ class CachedReference:
         Raises:
             InputError: If a row was not in the data.
         """
-        return self._store.lookup(batch) if self._datasets else None
+        return self._store.lookup(batch) if self._seen else None
 
     def prepare(
         self, trainer: Trainer, policy: nn.Module, reference: Reference, *loaders: Any
@@ -98,11 +99,13 @@ class CachedReference:
             return
         lists = [entry if isinstance(entry, (list, tuple)) else [entry] for entry in loaders]
         for loader in itertools.chain.from_iterable(lists):
-            dataset = getattr(loader, "dataset", None)
-            if loader is not None and not any(seen is dataset for seen in self._datasets):
-                share = _share(loader, trainer)
+            dataset, precision = getattr(loader, "dataset", None), str(trainer.precision)
+            if loader is not None and not any(
+                seen is dataset and computed_in == precision for seen, computed_in in self._seen
+            ):
+                share = rank_share(loader, trainer, _OPTION)
                 self._read_or_compute(self.folder, share, trainer, policy, reference)
-                self._datasets.append(dataset)
+                self._seen.append((dataset, precision))
         if isinstance(reference, ReleasableReference) and not trainer.sanity_checking:
             reference.release()
 
@@ -115,7 +118,7 @@ class CachedReference:
         reference: Reference,
     ) -> None:
         start = time.monotonic()
-        keys = {key for batch in _batches(share) for key in row_keys(batch)}
+        keys = {key for batch in response_batches(share, _OPTION) for key in row_keys(batch)}
         all_keys = {key for part in from_all_ranks({"keys": keys}) for key in part["keys"]}
         content = {
             "version": _VERSION,
@@ -151,7 +154,7 @@ class CachedReference:
         """Log-probs of the response tokens of each row, by its key, on the CPU in fp32."""
         rows: dict[bytes, Tensor] = {}
         with torch.inference_mode(False), torch.no_grad():
-            for batch in _batches(share):
+            for batch in response_batches(share, _OPTION):
                 keys, mask = row_keys(batch), batch.response_mask
                 moved = trainer.strategy.batch_to_device(batch)
                 with (
@@ -178,36 +181,3 @@ def _check_needs(objective: Objective) -> None:
                     f"give: set the component up without it{remedy}, or leave "
                     "model.reference_cache out"
                 )
-
-
-def _share(loader: Any, trainer: Trainer) -> DataLoader[Any]:
-    """A loader of this rank's part of a data set, in order; all ranks get as many batches."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        raise InputError(
-            "model.reference_cache needs a DataLoader whose data can be walked before the run, "
-            f"got a stream ({type(getattr(loader, 'dataset', loader)).__name__}): set "
-            "data.streaming=false, or leave reference_cache out"
-        )
-    size, world = len(cast(Sized, loader.dataset)), trainer.world_size
-    end = math.ceil(size / world) * world
-    batch_size = loader.batch_size
-    if batch_size is None and loader.batch_sampler is not None:  # a batch sampler of the user's
-        batch_size = getattr(loader.batch_sampler, "batch_size", None) or 1
-    return DataLoader(
-        loader.dataset,
-        batch_size=batch_size,
-        sampler=[position % size for position in range(trainer.global_rank, end, world)],
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        generator=torch.Generator(),  # the global one is training's
-    )
-
-
-def _batches(share: DataLoader[Any]) -> Iterator[ResponseBatch]:
-    for batch in share:
-        if not isinstance(batch, ResponseBatch):
-            raise InputError(
-                f"model.reference_cache: the loader gives {type(batch).__name__}, expected "
-                "ResponseBatch; let its collate_fn make one"
-            )
-        yield batch

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lit_tidpo.anchor_cache import AnchorCache
 from lit_tidpo.anchors import AnchorOptions, sample_anchors, window_batches
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
-from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.errors import InputError, NonFiniteError, check_choice
 from lit_tidpo.forward import Computation
 from lit_tidpo.importance_cache import WeightCache
 from lit_tidpo.layout import LayoutChoice
@@ -25,15 +25,20 @@ from lit_tidpo.metrics.quantities import (
     quantity_names,
 )
 from lit_tidpo.modules.base import LRSchedule
+from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.referenced import ReferencedModule
-from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, seeded, zero_loss
+from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, zero_loss
 from lit_tidpo.objective import Objective, Outcome
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.policy import PolicyConfig, evaluating
 from lit_tidpo.reference import check_compatible
 from lit_tidpo.registry import IMPORTANCE, LOSSES, load
+from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import Prediction, ResponseBatch
 from lit_tidpo.weighting import Weighting
+
+Evaluation = Literal["objective", "rewards"]
+NonFinite = Literal["raise", "skip"]
 
 _WEIGHTING = Weighting()
 _ANCHOR = AnchorOptions()
@@ -93,16 +98,19 @@ class PreferenceModule(ReferencedModule):
         beta: float = 0.1,
         anchor: AnchorOptions = _ANCHOR,
         importance_every: int = 1,
-        evaluation: Literal["objective", "rewards"] = "objective",
+        evaluation: Evaluation = "objective",
         layout: LayoutChoice = "auto",
         logits_at_once: int = 2**24,
-        non_finite: Literal["raise", "skip"] = "raise",
+        non_finite: NonFinite = "raise",
         optimizer: OptimizerCallable | None = None,
         lr_schedule: LRSchedule = "constant",
         warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
         arguments = dict(locals())
+        check_choice("evaluation", evaluation, Evaluation)
+        check_choice("layout", layout, LayoutChoice)
+        check_choice("non_finite", non_finite, NonFinite)
         if importance_every < 0:
             raise InputError(f"importance_every={importance_every}: expected 0 or more")
         if losses is None:
@@ -209,6 +217,13 @@ class PreferenceModule(ReferencedModule):
 
     # Training
 
+    def setup(self, stage: str) -> None:
+        """Check the strategy, and forget what an earlier fit kept; a checkpoint comes after."""
+        super().setup(stage)
+        if stage == "fit":
+            for cache in self._caches.values():
+                cache.clear()
+
     @property
     def _lookahead(self) -> int:
         return window_batches(self.anchor.reuse_steps, self.trainer.accumulate_grad_batches)
@@ -216,9 +231,11 @@ class PreferenceModule(ReferencedModule):
     def on_train_start(self) -> None:
         """Compute before the first step what is kept: reference log-probs, weights."""
         super().on_train_start()
+        self._spoiled = False
         if self.cache.refresh_every != 0 or self.cache.is_filled:
             return
-        for batch in self.trainer.train_dataloader or ():
+        share = rank_share(self.trainer.train_dataloader, self.trainer, "importance_every=0")
+        for batch in response_batches(share, "importance_every=0"):
             with self.trainer.precision_plugin.forward_context():
                 self._precompute(self.trainer.strategy.batch_to_device(batch))
         for state in from_all_ranks(self.cache.state_dict()):
@@ -273,7 +290,13 @@ class PreferenceModule(ReferencedModule):
             )
             quantities = preference_quantities(scores, self.objective.beta)
         else:
-            outcome = self(batch, self._seed_of(1, 0, batch_idx))
+            try:
+                outcome = self(batch, self._seed_of(1, 0, batch_idx))
+            except NonFiniteError as error:
+                if self.non_finite == "raise":
+                    raise
+                rank_zero_warn(f"a batch is left out of the evaluation: {error}")
+                return
             quantities = outcome_quantities(outcome, self.objective.beta)
         self.means.update(quantities, batch.counted)
 

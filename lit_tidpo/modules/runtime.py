@@ -1,10 +1,8 @@
-"""Conditions that steps run under: seeds, inference mode, ranks."""
+"""Conditions that steps run under: inference mode, ranks."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,22 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lit_tidpo.structures import ResponseBatch
-
-
-@contextmanager
-def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draw from generators of this seed, and leave the global ones as they were.
-
-    Args:
-        seed: Seed; None changes nothing.
-        device: Device whose generator is seeded besides the CPU's.
-    """
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def outside_inference(batch: ResponseBatch) -> ResponseBatch:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
+from lit_tidpo.errors import NonFiniteError
 from lit_tidpo.forward import run_models
 from lit_tidpo.functional.preference import sequence_sum
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
-from lit_tidpo.modules.runtime import seeded
 from lit_tidpo.policy import PolicyConfig
 from lit_tidpo.reference import Reference
+from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 
 
@@ -61,4 +62,10 @@ class SFTModule(PolicyModule):
         mask = rows.response_mask
         counted = rows.counted.to(forward.policy.logps)
         nats = -sequence_sum(forward.policy.logps, mask) * counted
+        if not bool(nats.isfinite().all()):
+            pairs = rows.index[~nats.isfinite()].tolist()
+            raise NonFiniteError(
+                f"the loss is NaN or infinite for the pairs {pairs} of the data set: lower the "
+                "learning rate"
+            )
         return nats, mask.sum(-1) * counted

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch, TokenScores
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def tiny_policy(
             **ends,
         )
     config._attn_implementation = attention
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         model: Any = transformers.AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         for parameter in model.parameters():
             # The usual initial weights are so small that every token looks alike.

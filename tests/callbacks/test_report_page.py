@@ -3,9 +3,15 @@
 import sys
 
 import pytest
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
+from lit_tidpo import PreferenceModule
 from lit_tidpo.callbacks.report_page import ReportPage, draw_curves, token_heat_map
+from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
+from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.testing import tiny_batch, tiny_policy
 
 
 def test_a_token_is_as_dark_as_its_weight_and_its_text_is_escaped():
@@ -34,3 +40,36 @@ def test_without_matplotlib_the_page_says_what_to_install_before_the_work(monkey
 def test_no_pairs_are_refused():
     with pytest.raises(InputError, match="pairs=0"):
         ReportPage(pairs=0)
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")
+@pytest.mark.parametrize(
+    ("validation", "pages"),
+    [
+        pytest.param(lambda loader: loader, 1, id="one loader"),
+        pytest.param(lambda loader: [loader], 1, id="a list of one"),
+        pytest.param(lambda loader: [], 0, id="none"),
+    ],
+)
+def test_plain_loaders_show_ids_and_no_validation_no_pairs(tmp_path, validation, pages):
+    """The module embedded in a project of one's own, without our data module."""
+    pytest.importorskip("matplotlib")
+    module = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
+    module.attach(tiny_policy(), tiny_policy(seed=1))
+    batch = tiny_batch()
+    loader = DataLoader([batch], batch_size=None)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ReportPage(pairs=1, metrics=["train/loss/total"])],
+    )
+    trainer.fit(module, loader, validation(loader))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<section>") == pages
+    token = batch.input_ids[0, batch.prompt_lengths[0]].item()
+    assert page.count(f"> {token}</span>") >= pages

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from lit_tidpo.errors import NonFiniteError
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.policy import PolicyConfig
 
@@ -118,3 +119,12 @@ def test_activation_checkpointing_changes_nothing(fit, make):
     plain = fit({}, max_steps=2)
     checkpointed = fit({}, module=make(policy={"activation_checkpointing": True}), max_steps=2)
     assert_same(plain.gradients[-1], checkpointed.gradients[-1], atol=1e-7)
+
+
+def test_l7_a_loss_that_is_not_finite_stops(make, data):
+    module = make()
+    module.configure_model()
+    with torch.no_grad():
+        module.policy.lm_head.weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="NaN or infinite for the pairs"):
+        quiet_trainer(max_steps=1).fit(module, data)

@@ -265,3 +265,15 @@ def test_two_runs_with_the_same_seed_are_identical(model_folder, data):
     assert first.metrics == again.metrics
     assert_same(first.parameters[-1], again.parameters[-1])
     assert first.metrics != other.metrics
+
+
+@pytest.mark.filterwarnings("ignore:a batch is left out of the evaluation:UserWarning")
+def test_l7_validation_leaves_spoiled_batches_out_where_training_does(model_folder, data):
+    """The second of two batches: the first alone is reported."""
+    losses = {"preference": SpoiledDPO(rank=0, call=2)}
+    module = make_module(model_folder, losses=losses, non_finite="skip")
+    (reported,) = quiet_trainer(limit_val_batches=2).validate(module, data, verbose=False)
+    losses = {"preference": SpoiledDPO(rank=0, call=3)}
+    module = make_module(model_folder, losses=losses, non_finite="skip")
+    (alone,) = quiet_trainer(limit_val_batches=1).validate(module, data, verbose=False)
+    assert reported == alone

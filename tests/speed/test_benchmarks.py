@@ -14,7 +14,7 @@ from benchmarks import naive, report, workloads
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.ours import sequential_loader
 from benchmarks.suite import CPU, GPU, Group, Row, check_losses, run, summarise
-from benchmarks.worker import ATTENTION_FLOPS
+from benchmarks.worker import ATTENTION_FLOPS, Clock
 from benchmarks.workloads import WORKLOADS
 from lit_tidpo import PreferenceModule
 from lit_tidpo.policy import PolicyConfig
@@ -53,8 +53,8 @@ def test_every_token_is_counted_and_none_is_special(tmp_path, monkeypatch):
     loader = sequential_loader(folder, load, PreferenceModule(PolicyConfig(str(folder))))
     batches = list(loader)
     tokens = [int(batch.lengths.sum()) for batch in batches]
-    assert load.useful_tokens(folder, 0) == sum(tokens) / 2
-    assert load.useful_tokens(folder, 1) == tokens[1]
+    assert load.useful_tokens(folder, range(2)) == sum(tokens) / 2
+    assert load.useful_tokens(folder, range(1, 4)) == (2 * tokens[1] + tokens[0]) / 3
     for batch in batches:
         special = (batch.input_ids < 3) & batch.attention_mask
         assert special.sum() == len(batch.lengths)
@@ -67,6 +67,16 @@ def test_attention_is_counted_too():
         with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
             scaled_dot_product_attention(query, query, query, is_causal=is_causal).sum().backward()
         assert counter.get_total_flops() == 7 * factor * 3 * 8 * 8 * 4
+
+
+def test_operations_of_the_warm_up_are_not_counted():
+    """Two steps are measured, of one and of three products of 16 operations each."""
+    clock, square = Clock(4, flops=True), torch.ones(2, 2)
+    for products in (8, 8, 1, 3):
+        for _ in range(products):
+            square @ square
+        clock.tick(None)
+    assert clock.result() == {"flops": 2 * 16}
 
 
 def test_ratios_are_taken_within_a_round():
@@ -83,6 +93,13 @@ def test_ratios_are_taken_within_a_round():
     assert (result["wall_ratio_median"], result["flops_ratio"]) == (1.5, 1.5)
     assert (result["ours"], result["peer"]) == (4.5, 1.75)  # 12/2 and 12/4; 12/6 and 12/8
     assert not result["met"]
+    assert result["utilisation"] == [None, None]
+    assert report.utilisation([result]) == ""
+    for each in runs["a"]:
+        each["peak_flops"] = 50.0  # 20 operations in 4 seconds
+    used = summarise(row, Group("tiny", 3, (row,)), runs, flops)
+    assert used["utilisation"] == [0.1, None]
+    assert report.utilisation([used]) == " Share of the GPU's peak operations: a 10%."
     overhead = summarise(Row("cost", "a", "b", target=0.5), Group("tiny", 3, ()), runs, flops)
     assert overhead["ratio_median"] == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert overhead["met"]
@@ -91,7 +108,7 @@ def test_ratios_are_taken_within_a_round():
 def test_useful_tokens_count_the_prompt_twice_and_both_ends(tmp_path):
     rows = [{"prompt": "a b", "chosen": " c", "rejected": " d e f"}] * 4
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert WORKLOADS["tiny"].useful_tokens(tmp_path, skipped=1) == 2 * (2 * 2 + 1 + 3 + 2)
+    assert WORKLOADS["tiny"].useful_tokens(tmp_path, [1]) == 2 * (2 * 2 + 1 + 3 + 2)
 
 
 def test_the_naive_baseline_has_the_loss_of_the_module():
