@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.anchors import window_batches
-from lit_tidpo.callbacks.token_writer import TokenWriter
+from lit_tidpo.callbacks.token_writer import TokenWriter, log_folder
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError
@@ -39,12 +40,26 @@ usage: lit-tidpo COMMAND [OPTIONS]
 """
 
 
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration of each run, beside those of earlier runs in the same folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save under the first name that is free: ``config.yaml``, ``config-1.yaml``, ..."""
+        folder = log_folder(trainer)
+        names = itertools.chain(["config.yaml"], (f"config-{n}.yaml" for n in itertools.count(1)))
+        free = next(name for name in names if not (folder / name).exists())
+        self.config_filename = trainer.strategy.broadcast(free)
+        super().setup(trainer, pl_module, stage)
+
+
 class TidpoCLI(LightningCLI):
     """LightningCLI whose model and data share a tokenizer, and that keeps what the user typed."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Link the data to the model; add the writer of predictions."""
         parser.link_arguments("model.policy.path", "data.tokenizer")
+        parser.link_arguments("model.policy.revision", "data.tokenizer_revision")
+        parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
         if self.model_class is PreferenceModule:
             steps = ("model.anchor.reuse_steps", "trainer.accumulate_grad_batches")
             parser.link_arguments(steps, "data.lookahead", compute_fn=window_batches)
@@ -64,7 +79,17 @@ class TidpoCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """Check that a checkpoint can be read before models are loaded."""
+        """Check what can be checked before models are loaded."""
+        given, own = (
+            [self._get(self.config, name, default=0) for name in names]
+            for names in (["seed_everything"], ["data.seed", "model.seed"])
+        )
+        if any(given) and not any(own):
+            rank_zero_warn(
+                f"seed_everything={given[0]} moves only what components of your own draw: the "
+                "order of the data, anchors, dropout and new weights go by data.seed, model.seed "
+                "and model.policy.init_seed"
+            )
         path = self._get(self.config, "ckpt_path")
         if path is not None and path not in _CHECKPOINT_KEYWORDS and not Path(path).is_dir():
             read_checkpoint(Path(path))
@@ -84,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "plugins": _list_plugins,
         "export": _export,
-        "sft": lambda rest: _run(SFTModule, rest, "lit-tidpo sft"),
+        "sft": _sft,
     }
     try:
         if command in ("-h", "--help"):
@@ -105,10 +130,17 @@ def _run(module: type[LightningModule], args: list[str], prog: str = "lit-tidpo"
         PreferenceDataModule,
         parser_class=PluginArgumentParser,
         parser_kwargs={"prog": prog},
+        save_config_callback=SaveConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,
         args=args,
     )
+
+
+def _sft(args: list[str]) -> None:
+    if args[:1] == ["predict"]:
+        raise InputError("sft predict does not exist: per-token results are of lit-tidpo predict")
+    _run(SFTModule, args, "lit-tidpo sft")
 
 
 def _list_plugins(args: list[str]) -> None:

@@ -80,6 +80,9 @@ class LossComponent(ABC):
     and implements :meth:`loss`.
     """
 
+    default_weight: float = 1.0
+    """Factor in the objective where ``loss_weights`` names none."""
+
     @property
     def needs(self) -> frozenset[str]:
         """Keys of :data:`NEEDS`. A plain class attribute will do where no argument decides."""

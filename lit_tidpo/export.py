@@ -60,8 +60,9 @@ def export_checkpoint(
     Raises:
         InputError: If the checkpoint cannot be used, or the folder holds something.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"export folder {str(folder)!r} is not empty: choose a new one")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        state = "is not empty" if folder.is_dir() else "is a file"
+        raise InputError(f"export folder {str(folder)!r} {state}: choose a new one")
     content = read_checkpoint(checkpoint)
     config = _policy_config(content, checkpoint)
     # The checkpoint holds all weights: none need to be loaded first.
@@ -114,7 +115,12 @@ def _tokenizer(content: dict[str, Any], config: PolicyConfig) -> Any:
 
     data = content.get("datamodule_hyper_parameters", {})
     if data.get("tokenizer"):
-        return load_tokenizer(data["tokenizer"], data.get("chat_template"))
+        return load_tokenizer(
+            data["tokenizer"],
+            data.get("chat_template"),
+            data.get("tokenizer_revision"),
+            data.get("trust_remote_code", False),
+        )
     return AutoTokenizer.from_pretrained(
         locate(config.path), revision=config.revision, trust_remote_code=config.trust_remote_code
     )

@@ -43,7 +43,7 @@ class Objective:
         importance: Scores the tokens.
         weighting: Turns scores into weights.
         losses: Components by name.
-        loss_weights: Factor of each component, 1 where absent; a component at 0 computes nothing.
+        loss_weights: Factor of each component, its own where absent; at 0 it computes nothing.
         beta: Inverse temperature of the implicit reward, per nat.
         computation: How rows go through the models.
 
@@ -72,7 +72,9 @@ class Objective:
         self.weighting = weighting
         self.beta = beta
         self.computation = computation
-        self.factors = {name: loss_weights.get(name, 1.0) for name in losses}
+        self.factors = {
+            name: loss_weights.get(name, part.default_weight) for name, part in losses.items()
+        }
         self.losses = {name: part for name, part in losses.items() if self.factors[name] != 0}
         if not self.losses:
             raise InputError(f"every loss has the weight 0: {self.factors}; give one a weight")

@@ -17,6 +17,7 @@ from lit_tidpo.errors import PluginError
 from lit_tidpo.registry import IMPORTANCE, LOSSES, found
 
 _CONFIG_FILE = re.compile(r"[^\s=:'\"]+\.(?:ya?ml|json)\b")
+_LARGEST = 2**20  # bytes: what is larger is no configuration
 _RULE = "discard_init_args_on_class_path_change"
 
 
@@ -61,16 +62,26 @@ def _warn_of_files(plugin: str, paths: set[Path]) -> None:
 
 def _texts(args: Sequence[str]) -> Iterator[tuple[str, Path]]:
     """The arguments, the text of every configuration reachable from them, and their folders."""
-    waiting, seen = [(text, Path()) for text in args], set()
+    waiting, seen = [(text, Path()) for text in _without_data(args)], set()
     while waiting:
         text, folder = waiting.pop()
         yield text, folder
         for name in _file_names(text):
             # jsonargparse reads a file that a configuration names from that one's own folder.
             path = folder / Path(name).expanduser()
-            if path not in seen and path.is_file():
+            if path not in seen and path.is_file() and path.stat().st_size <= _LARGEST:
                 seen.add(path)
-                waiting.append((path.read_text(encoding="utf-8"), path.parent))
+                waiting.append((path.read_text(encoding="utf-8", errors="replace"), path.parent))
+
+
+def _without_data(args: Sequence[str]) -> Iterator[str]:
+    """Leave out the options of the data: their files are none of a configuration."""
+    is_value = False
+    for text in args:
+        is_data = text.startswith("--data.")
+        if not is_data and not is_value:
+            yield text
+        is_value = is_data and "=" not in text
 
 
 def _file_names(text: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 from typing import TypeVar
 
 from lit_tidpo.errors import PluginError
@@ -66,12 +67,20 @@ def _load_entry(entry: EntryPoint, base: type[ComponentT]) -> type[ComponentT]:
     label = f"plugin {entry.name!r} ({entry.value}) of {distribution(entry)}"
     try:
         component = entry.load()
-    except Exception as error:  # whatever a stranger's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever a stranger's module raises on import
         raise PluginError(
             f"{label} could not be imported: {type(error).__name__}: {error}"
         ) from error
     if not (isinstance(component, type) and issubclass(component, base)):
         raise PluginError(f"{label} is {component!r}; expected a subclass of {base.__name__}")
+    if isabstract(component):
+        missing = sorted(getattr(component, "__abstractmethods__", ()))
+        raise PluginError(f"{label} lacks {missing}: expected a class that can be used")
+    if not entry.name.isidentifier():
+        raise PluginError(
+            f"{label} cannot be typed as a class: expected a name of letters, digits and "
+            f"underscores; until then write {entry.value.replace(':', '.')}"
+        )
     return component
 
 

@@ -1,12 +1,14 @@
 """The commands, as a user types them: what they write, and one clear error for each bad input."""
 
 import json
+import sys
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from lit_tidpo.cli import main
+from lit_tidpo.plugin_parser import load_named_plugins
 
 ROWS = [
     {"prompt": f"def f{i}(a):", "chosen": f"\n    return a + {i}", "rejected": f"\n    return {i}"}
@@ -43,6 +45,7 @@ def command(tmp_path, monkeypatch):
     return run
 
 
+NO_FILES = ["--trainer.logger=false", "--trainer.enable_checkpointing=false"]
 FAST = ["--model.anchor.max_new_tokens=2"]
 
 
@@ -205,3 +208,39 @@ def test_a_prompt_longer_than_max_length_is_cut_and_reported(command):
     rows = [*ROWS, {"prompt": "x = 1" * 200, "chosen": "\ny = 2", "rejected": "\ny = 3"}]
     with pytest.warns(UserWarning, match="prompt"):
         command("fit", *FAST, "--data.max_length=32", "--trainer.logger=false", rows=rows)
+
+
+def test_runs_in_one_folder_keep_the_configurations_of_all(command, tmp_path):
+    """Without versions of the log folder; a file of the user's own is left alone, too."""
+    (tmp_path / "config.yaml").write_text("mine: true\n")
+    for _ in range(2):
+        command("fit", *FAST, *NO_FILES)
+    assert (tmp_path / "config.yaml").read_text() == "mine: true\n"
+    assert "builtin:policy" in (tmp_path / "config-1.yaml").read_text()
+    assert (tmp_path / "config-2.yaml").exists()
+
+
+def test_a_seed_that_seeds_nothing_of_ours_warns(command):
+    options = [*FAST, *NO_FILES, "--trainer.max_steps=1", "--seed_everything=3"]
+    with pytest.warns(UserWarning, match=r"seed_everything=3 moves only .*data\.seed, model\.seed"):
+        command("fit", *options)
+    command("fit", *options, "--data.seed=3")
+
+
+def test_data_files_are_not_read_as_configurations(tmp_path):
+    """They may be large, in any encoding, and hold the name of a plugin."""
+    file = tmp_path / "data.json"
+    file.write_text('{"chosen": "uniform"}')
+    sys.modules["lit_tidpo.importance"].__dict__.pop("uniform", None)
+    for args in ([f"--data.source={file}"], ["--data.source", str(file)]):
+        load_named_plugins(["fit", *args])
+        assert "uniform" not in vars(sys.modules["lit_tidpo.importance"])
+    (tmp_path / "latin.yaml").write_bytes("# \u00e9\nimportance: uniform\n".encode("latin-1"))
+    load_named_plugins(["fit", "--config", str(tmp_path / "latin.yaml")])
+    assert "uniform" in vars(sys.modules["lit_tidpo.importance"])
+
+
+def test_sft_has_no_predict(capsys):
+    with pytest.raises(SystemExit):
+        main(["sft", "predict"])
+    assert "sft predict does not exist" in capsys.readouterr().err

@@ -282,3 +282,12 @@ def test_w7_an_estimator_that_fails_fails_the_step(models):
     objective = make_objective(importance=Estimator(fail=ZeroDivisionError("broken")))
     with pytest.raises(ZeroDivisionError, match="broken"):
         objective.evaluate(*models, tiny_batch())
+
+
+def test_a_loss_brings_its_own_factor():
+    """The triplet loss has gamma 0.1, whether it is there by default or by name."""
+    losses = {"preference": WeightedDPOLoss(), "mine": TripletLoss()}
+    objective = Objective(UniformImportance(), Weighting(), losses, {}, 0.1)
+    assert objective.factors == {"preference": 1.0, "mine": 0.1}
+    objective = Objective(UniformImportance(), Weighting(), losses, {"mine": 0.5}, 0.1)
+    assert objective.factors == {"preference": 1.0, "mine": 0.5}

@@ -255,3 +255,23 @@ def test_the_attribute_of_a_broken_plugin_says_why(site):
     site.add("poor-work", modules={"poor": "raise OSError('gone')"}, losses={"poor": "poor:Poor"})
     with pytest.raises(PluginError, match="OSError: gone"):
         lit_tidpo.losses.poor  # noqa: B018
+
+
+def test_a_plugin_that_ends_the_program_is_named_and_the_program_goes_on(site):
+    quitters = {"quitters": "raise SystemExit(1)"}
+    site.add("quitters", modules=quitters, importance={"quit": "quitters:A"})
+    with pytest.raises(PluginError, match=r"plugin 'quit' .* could not be imported: SystemExit"):
+        load_estimator("quit")
+
+
+def test_a_plugin_that_could_not_be_chosen_is_not_ok(site):
+    unfinished = (
+        "from lit_tidpo.contracts import ImportanceEstimator\n\n\n"
+        "class Unfinished(ImportanceEstimator):\n    pass\n"
+    )
+    modules = {"halves": unfinished, "hyphens": ESTIMATOR.format(name="A")}
+    site.add("odd", modules=modules, importance={"half": "halves:Unfinished", "a-b": "hyphens:A"})
+    with pytest.raises(PluginError, match=r"lacks \['scores'\]"):
+        load_estimator("half")
+    with pytest.raises(PluginError, match=r"letters, digits and underscores; .* hyphens\.A"):
+        load_estimator("a-b")

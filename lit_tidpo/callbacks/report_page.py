@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tidpo.callbacks.token_writer import log_folder, prediction_rows, tokenizer_of
 from lit_tidpo.errors import InputError
+from lit_tidpo.modules.preference import PreferenceModule
 
 _METRICS = (
     "train/loss/total",
@@ -58,7 +59,12 @@ class ReportPage(Callback):
         self._curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out before the work whether curves can be drawn."""
+        """Find out before the work whether the page can be made."""
+        if not isinstance(pl_module, PreferenceModule):
+            raise InputError(
+                f"the report page shows token weights, which {type(pl_module).__name__} has none "
+                "of: expected a PreferenceModule"
+            )
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:

@@ -21,6 +21,7 @@ class TripletLoss(LossComponent):
     """
 
     needs = frozenset({"reference.logps", "anchor"})
+    default_weight = 0.1  # gamma of Table B13
 
     def __init__(self, margin: float = 1.0, mean: bool = False) -> None:
         self.margin = margin

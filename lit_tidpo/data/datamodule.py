@@ -37,6 +37,8 @@ class PreferenceDataModule(LightningDataModule):
             splits or made by ``save_to_disk``, or one .json, .jsonl or .parquet file (the split
             ``train``).
         tokenizer: Tokenizer: path, name on the Hub, or ``builtin:NAME``.
+        tokenizer_revision: Branch, tag or commit of a tokenizer on the Hub.
+        trust_remote_code: Let the tokenizer's repository run its own code.
         name: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
         train_split: Split to train on.
@@ -79,6 +81,8 @@ class PreferenceDataModule(LightningDataModule):
         self,
         source: str,
         tokenizer: str,
+        tokenizer_revision: str | None = None,
+        trust_remote_code: bool = False,
         name: str | None = None,
         revision: str | None = None,
         train_split: str = "train",
@@ -120,6 +124,8 @@ class PreferenceDataModule(LightningDataModule):
         )
         self.options = TokenizationOptions(max_length, max_prompt_length, chat_template)
         self.tokenizer_source = tokenizer
+        self.tokenizer_revision = tokenizer_revision
+        self.trust_remote_code = trust_remote_code
         self.test_split = test_split
         self.predict_split = predict_split
         self.invalid_rows = invalid_rows
@@ -168,7 +174,12 @@ class PreferenceDataModule(LightningDataModule):
 
     @cached_property
     def _tokenise(self) -> PairTokenizer:
-        tokenizer = load_tokenizer(self.tokenizer_source, self.options.chat_template)
+        tokenizer = load_tokenizer(
+            self.tokenizer_source,
+            self.options.chat_template,
+            self.tokenizer_revision,
+            self.trust_remote_code,
+        )
         return PairTokenizer(tokenizer, self.options)
 
     def prepare_data(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -73,6 +75,8 @@ class PairStream(IterableDataset[Example]):
         self.rows = (
             numbered.shuffle(seed, buffer_size=shuffle_buffer) if shuffle_buffer else numbered
         )
+        # Shuffling mixes files, whose rows are then numbered file by file.
+        self._is_interleaved = shuffle_buffer > 0 and rows.num_shards > 1
         self.tokenise = tokenise
         self.policy = policy
         self.report = report
@@ -104,12 +108,21 @@ class PairStream(IterableDataset[Example]):
         for row in self.rows:
             pair = self.tokenise(row, row[_NUMBER])
             self.report.add(pair, self.tokenise.tokenizer)
+            if self._is_interleaved:
+                pair["index"] = _content_number(pair)
             if not pair["problem"]:
                 yield pair
             elif self.policy == "raise":
                 self.report.check(self.policy)
         self.report.check(self.policy)
         self.report.announce()
+
+
+def _content_number(pair: Example) -> int:
+    """A number that equal pairs alone have in common, which what is kept of a pair goes by."""
+    ids = [pair[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    digest = hashlib.sha256(json.dumps(ids).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # as an int64
 
 
 def _with_number(row: Example, number: int) -> Example:

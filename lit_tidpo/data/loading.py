@@ -150,7 +150,12 @@ def _check_json(path: Path) -> None:
     for file in _files(path):
         if _READERS[file.suffix] != "json":
             continue
-        text = file.read_text(encoding="utf-8")
+        try:
+            text = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{str(file)!r} is not UTF-8 at byte {error.start} ({error.reason}): convert it"
+            ) from error
         parts = [text] if _is_json(text) or text.lstrip().startswith("[") else text.split("\n")
         for number, part in enumerate(parts, start=1):
             try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import datasets
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -185,16 +186,20 @@ def tokenise_split(data: Dataset, tokenise: PairTokenizer, cache_dir: str | None
     Args:
         data: The split.
         tokenise: What tokenises a row.
-        cache_dir: Folder for the cache file; None means beside the split's own.
+        cache_dir: Folder for the cache file; None means that of ``datasets``.
 
     Returns:
         One row of ids per row of ``data``; see :class:`~lit_tidpo.data.tokenization.PairTokenizer`.
     """
     name = fingerprint(data, tokenise)
     file = None
-    if cache_dir is not None:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        file = str(Path(cache_dir) / f"tokenised-{name}.arrow")
+    own = str(datasets.config.HF_DATASETS_CACHE)
+    # What save_to_disk made is cached beside itself, which is the user's folder, else.
+    outside = any(not Path(each["filename"]).is_relative_to(own) for each in data.cache_files)
+    if cache_dir is not None or outside:
+        folder = Path(cache_dir or own)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = str(folder / f"tokenised-{name}.arrow")
     return data.map(
         tokenise,
         with_indices=True,

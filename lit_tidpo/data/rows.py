@@ -44,7 +44,8 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
 
     A row has ``chosen`` and ``rejected``, both text or both chat messages, and mostly ``prompt``:
 
-    * with a prompt, text responses continue it as they are, without a separator;
+    * with a prompt, text responses continue it as they are, without a separator; a prompt that is
+      empty, or that both responses repeat, is a problem;
     * messages that start before the assistant's turn are whole conversations: the prompt is the
       turns that they share, whatever the ``prompt`` field says (UltraFeedback repeats it there);
     * without a prompt, texts that hold ``\n\nAssistant:`` are dialogues like those of HH-RLHF: the
@@ -75,11 +76,12 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
                 f"row {number}: 'prompt' holds messages, but the responses are text; "
                 "expected messages or text in all three fields"
             )
-        if prompt is None:
+        if prompt is None and "prompt" not in row:
             return _from_implicit_text(chosen, rejected, weights)
-        return _checked(prompt, chosen, rejected, weights)
+        return _from_explicit_text(prompt or "", chosen, rejected, weights)
     if isinstance(chosen, list) and isinstance(rejected, list):
-        return _from_messages(prompt, chosen, rejected, weights)
+        problem = "empty prompt" if prompt is None and "prompt" in row else ""
+        return _from_messages(prompt, chosen, rejected, weights, problem)
     raise InputError(
         f"row {number}: one of 'chosen' and 'rejected' is text, the other messages; "
         "expected both of one kind"
@@ -123,6 +125,17 @@ def _weights(row: Mapping[str, Any], side: str, number: int) -> list[float] | No
     )
 
 
+def _from_explicit_text(
+    prompt: str, chosen: str, rejected: str, weights: _Weights
+) -> PreferencePair:
+    problem = ""
+    if not prompt.strip():
+        problem = "empty prompt"
+    elif chosen.startswith(prompt) and rejected.startswith(prompt):
+        problem = "prompt repeated in both responses"
+    return _checked(prompt, chosen, rejected, weights, problem)
+
+
 def _from_implicit_text(chosen: str, rejected: str, weights: _Weights) -> PreferencePair:
     if _ASSISTANT in chosen or _ASSISTANT in rejected:
         shared = sum(1 for _ in itertools.takewhile(_same, zip(chosen, rejected, strict=False)))
@@ -146,6 +159,7 @@ def _from_messages(
     chosen: list[Message],
     rejected: list[Message],
     weights: _Weights,
+    problem: str,
 ) -> PreferencePair:
     whole = any(side and side[0]["role"] != "assistant" for side in (chosen, rejected))
     if whole or prompt is None:
@@ -153,10 +167,9 @@ def _from_messages(
         turns = zip(chosen[:most], rejected[:most], strict=True)
         shared = sum(1 for _ in itertools.takewhile(_same, turns))
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-        problem = "" if shared else "different prompts"
+        problem = problem if not whole else "" if shared else "different prompts"
     else:
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        problem = ""
     if not problem and any(turn["role"] != "assistant" for turn in (*chosen, *rejected)):
         problem = "more than one turn in a response"
     return _checked(prompt, chosen, rejected, weights, problem)

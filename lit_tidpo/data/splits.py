@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.data.loading import load_splits, pick_split
 from lit_tidpo.data.preparation import tokenise_split
@@ -64,6 +65,11 @@ class SplitSource:
 
     def splits_to_fit(self, raw: Splits) -> list[str]:
         """The training split and, if there is one or one is held out, the validation split."""
+        if self.validation_split in raw and self.validation_fraction > 0:
+            rank_zero_warn(
+                f"validation_fraction={self.validation_fraction} has no effect: the data have a "
+                f"split {self.validation_split!r}"
+            )
         if self.validation_split in raw or self.validation_fraction > 0:
             return [self.train_split, self.validation_split]
         return [self.train_split]
@@ -88,7 +94,13 @@ class SplitSource:
         held_out = self.validation_fraction > 0 and self.validation_split not in raw
         parts = {self.train_split: "train", self.validation_split: "test"} if held_out else {}
         rows = self.rows(raw, self.train_split if split in parts else split)
-        tokenised = tokenise_split(rows, tokenise, self.cache_dir)
+        try:
+            tokenised = tokenise_split(rows, tokenise, self.cache_dir)
+        except UnicodeDecodeError as error:  # text is decoded when it is looked at
+            raise InputError(
+                f"the data at {self.source!r} hold text that is not UTF-8 ({error.reason}): "
+                "convert them"
+            ) from error
         if split not in parts:
             return tokenised
         try:

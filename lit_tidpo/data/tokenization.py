@@ -45,12 +45,19 @@ class TokenizationOptions:
         return self.max_length // 2 if self.max_prompt_length is None else self.max_prompt_length
 
 
-def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    source: str,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
     """Load a tokenizer, with another chat template if one is given.
 
     Args:
         source: Path, name on the Hub, or ``builtin:NAME``.
         chat_template: Jinja text or path of a template.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Let the repository run its own code.
 
     Returns:
         The tokenizer.
@@ -60,8 +67,15 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
+    path = locate(source)
+    if revision is not None and Path(path).exists():
+        raise InputError(
+            f"tokenizer_revision={revision!r} applies to the Hub, but {source!r} is local: drop it"
+        )
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(locate(source))
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
     except InputError:
         raise
     except (OSError, ValueError) as error:

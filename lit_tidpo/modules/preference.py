@@ -63,8 +63,9 @@ class PreferenceModule(ReferencedModule):
         importance: Scores the tokens; gradient attribution by default.
         weighting: Turns scores into weights.
         losses: Components by name; by default ``preference`` (weighted_dpo) and ``triplet``.
-        loss_weights: Factor of each component by name, 1 where absent (Eq. 14's gamma is
-            ``loss_weights.triplet``, 0.1 by default). At 0 a component computes nothing.
+        loss_weights: Factor of each component by name; where absent the component's own, which is
+            0.1 for the triplet loss (Eq. 14's gamma) and 1 for the others. At 0 a component
+            computes nothing.
         beta: Inverse temperature of the implicit reward, per nat.
         anchor: How anchors are sampled, where a loss asks for them.
         importance_every: Optimizer steps for which an example's weights are kept; 1 computes them
@@ -113,9 +114,7 @@ class PreferenceModule(ReferencedModule):
         check_choice("non_finite", non_finite, NonFinite)
         if importance_every < 0:
             raise InputError(f"importance_every={importance_every}: expected 0 or more")
-        if losses is None:
-            losses = _default_losses()
-            loss_weights = {"triplet": 0.1, **(loss_weights or {})}
+        losses = _default_losses() if losses is None else losses
         if logits_at_once < 1:
             raise InputError(f"logits_at_once={logits_at_once}: expected 1 or more")
         estimator = importance or load(IMPORTANCE, "gradient", ImportanceEstimator)()

@@ -10,6 +10,7 @@ from lit_tidpo import PreferenceModule
 from lit_tidpo.callbacks.report_page import ReportPage, draw_curves, token_heat_map
 from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
+from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.policy import PolicyConfig
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
@@ -34,7 +35,12 @@ def test_curves_are_one_drawing_with_their_names():
 def test_without_matplotlib_the_page_says_what_to_install_before_the_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"lit-tidpo\[report\]"):
-        ReportPage().setup(None, None, "fit")
+        ReportPage().setup(None, PreferenceModule(PolicyConfig()), "fit")
+
+
+def test_a_module_without_weights_is_refused_before_the_work():
+    with pytest.raises(InputError, match="SFTModule has none"):
+        ReportPage().setup(None, SFTModule(PolicyConfig()), "fit")
 
 
 def test_no_pairs_are_refused():

@@ -151,7 +151,8 @@ def test_validation_rows_are_held_out_the_same_way_each_time(one_file, tokenizer
 
 def test_validation_fraction_leaves_an_existing_split_alone(folder, tokenizer_folder):
     data = PreferenceDataModule(folder, tokenizer_folder, validation_fraction=0.5)
-    data.setup("fit")
+    with pytest.warns(UserWarning, match=r"validation_fraction=0\.5 has no effect"):
+        data.setup("fit")
     assert (data.reports["train"].rows, data.reports["validation"].rows) == (7, 5)
 
 

@@ -8,6 +8,8 @@ import datasets
 import pytest
 
 from lit_tidpo.data.loading import load_splits, pick_split
+from lit_tidpo.data.splits import SplitSource
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
 
 ROW = {"prompt": "Q", "chosen": "a", "rejected": "b"}
@@ -145,3 +147,13 @@ def test_a_split_without_rows():
     empty = datasets.Dataset.from_dict({"chosen": [], "rejected": []})
     with pytest.raises(InputError, match="has no rows"):
         pick_split({"train": empty}, "train", "x")
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path, gpt2_like):
+    file = tmp_path / "train.jsonl"
+    row = {"prompt": "Q", "chosen": "\u00e9", "rejected": "b"}
+    file.write_bytes((json.dumps(row, ensure_ascii=False) + "\n").encode("latin-1") * 3)
+    with pytest.raises(InputError, match=r"train.jsonl' .*not UTF-8"):
+        SplitSource(str(file)).tokenised(
+            load_splits(str(file)), "train", PairTokenizer(gpt2_like, TokenizationOptions())
+        )

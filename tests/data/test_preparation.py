@@ -152,3 +152,17 @@ def test_errors_in_a_row_reach_the_user(write_rows, llama_like):
     rows = [json.loads(json.dumps(ROWS[0])), {"prompt": "Q", "chosen": None, "rejected": "b"}]
     with pytest.raises(InputError, match="row 1: field 'chosen'"):
         tokenised(write_rows, llama_like, rows)
+
+
+def test_what_save_to_disk_made_is_left_as_it_is(tmp_path, monkeypatch, gpt2_like):
+    """The tokenised rows go to the cache of datasets, not beside the user's own files."""
+    import datasets
+
+    rows = [{"prompt": "Q", "chosen": " a", "rejected": " b"}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    before = sorted(path.name for path in (tmp_path / "saved").iterdir())
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    split = load_splits(str(tmp_path / "saved"))["train"]
+    tokenise_split(split, PairTokenizer(gpt2_like, TokenizationOptions()))
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == before
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".arrow"]

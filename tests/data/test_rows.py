@@ -164,3 +164,28 @@ def test_weights_are_carried_along():
     row = {"chosen": "x a", "rejected": "x b", "chosen_weights": [1, 2], "rejected_weights": [0.5]}
     pair = preference_pair(row, 0)
     assert (pair.chosen_weights, pair.rejected_weights) == ([1.0, 2.0], [0.5])
+
+
+@pytest.mark.parametrize("prompt", [None, "", " \n"])
+def test_a_prompt_that_is_there_but_empty_is_a_problem(prompt):
+    """Not an implicit one: the other rows have theirs."""
+    pair = preference_pair({"prompt": prompt, "chosen": "It is 4.", "rejected": "It is 5."}, 0)
+    assert pair.problem == "empty prompt"
+    answers = [[{"role": "assistant", "content": text}] for text in ("4", "5")]
+    row = {"prompt": None, "chosen": answers[0], "rejected": answers[1]}
+    assert preference_pair(row, 0).problem == "empty prompt"
+
+
+def test_a_null_prompt_beside_whole_conversations_is_none():
+    turns = [
+        [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": text}]
+        for text in ("4", "5")
+    ]
+    row = {"prompt": None, "chosen": turns[0], "rejected": turns[1]}
+    assert preference_pair(row, 0).problem == ""
+
+
+def test_a_prompt_that_both_responses_repeat_is_a_problem():
+    row = {"prompt": "Q: 2+2\nA:", "chosen": "Q: 2+2\nA: 4", "rejected": "Q: 2+2\nA: 5"}
+    assert preference_pair(row, 0).problem == "prompt repeated in both responses"
+    assert preference_pair({**row, "rejected": " 5"}, 0).problem == ""

@@ -90,3 +90,14 @@ def test_d5_each_pass_reports_anew(stream, numbered_rows):
 def test_d5_a_stream_without_a_usable_row(stream):
     with pytest.raises(InputError, match="no usable row: 1 empty response"):
         list(stream([BAD], "drop"))
+
+
+def test_pairs_of_several_files_are_told_apart(llama_like, numbered_rows):
+    """Shuffling mixes the files and numbers each from 0: what is kept of a pair must not mix."""
+    rows = datasets.Dataset.from_list(numbered_rows(8)).to_iterable_dataset(num_shards=2)
+    tokenise = PairTokenizer(llama_like, TokenizationOptions())
+    pairs = PairStream(rows, tokenise, "raise", PreparationReport("train"), shuffle_buffer=2)
+    first, second = ({pair["index"]: pair["prompt_ids"] for pair in pairs} for _ in range(2))
+    assert len(first) == 8
+    assert first == second
+    assert all(0 <= index < 2**63 for index in first)

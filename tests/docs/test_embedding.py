@@ -25,7 +25,7 @@ def test_a_plain_trainer_a_foreign_module_and_the_functions_alone(tmp_path, monk
     exec(attach_block, names)
     assert names["module"].policy is names["model"]
 
-    exec("import torch\n" + foreign_block, names)
+    exec(foreign_block, names)
     foreign = names["MyModule"]()
     trainer = names["L"].Trainer(
         max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False

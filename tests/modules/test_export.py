@@ -164,3 +164,10 @@ def test_g9_merging_into_four_bits_is_refused():
     policy = SimpleNamespace(is_loaded_in_4bit=True, merge_and_unload=lambda: None)
     with pytest.raises(InputError, match="cannot be merged into a 4-bit base"):
         merge_adapters(policy)
+
+
+def test_a_file_in_the_folders_place_is_refused(model_folder, source, tmp_path):
+    checkpoint, _ = fitted(model_folder, source, tmp_path / "saved", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file: choose a new one"):
+        export_checkpoint(checkpoint, tmp_path / "file")

@@ -121,6 +121,10 @@ def remote_class(world, options):
     return type(policy(world, {"path": world.remote, **options})).__name__
 
 
+def tokenizer_class(world, options):
+    return type(world.data(**options).tokenizer).__name__
+
+
 def lora(observe):
     def observed(world, options):
         adapters = LoraOptions(**{"r": 2, **options})
@@ -423,6 +427,10 @@ FLIPS: dict[type, dict[str, Flip]] = {
     PreferenceDataModule: {
         "source": Flip(train, of_world("file")),
         "tokenizer": Flip(train, of_world("words")),
+        "tokenizer_revision": Flip(
+            train, "v2", refused="tokenizer_revision='v2' applies to the Hub"
+        ),
+        "trust_remote_code": Flip(tokenizer_class, True, {"tokenizer": of_world("remote_words")}),
         "name": Flip(train, "en", {"source": of_world("file")}, refused="name='en' picks"),
         "revision": Flip(train, "v2", refused="revision='v2' applies to the Hub"),
         "train_split": Flip(train, "validation"),
@@ -471,6 +479,7 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
         adapter=adapter,
         remote=_remote(model_folder, tmp / "remote"),
         words=_words(tmp / "words"),
+        remote_words=_remote_words(tmp / "remote_words"),
         file=f"{other_source}/train.jsonl",
         chat=str(tmp / "chat.jsonl"),
         broken=str(tmp / "broken.jsonl"),
@@ -497,6 +506,19 @@ def _words(folder):
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["yes"])
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _remote_words(folder):
+    """A tokenizer that brings its own code."""
+    _words(folder)
+    (folder / "own_words.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\n"
+        "class OwnWords(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": [None, "own_words.OwnWords"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return str(folder)
 
 
