@@ -99,6 +99,7 @@ CPU = (
             Row("technique/anchors_of_8_steps", "tidpo_reuse_8", "tidpo", faster=True),
         ),
         batches=8,
+        alone=True,  # sampling reads all weights for each token: a neighbour slows it down most
     ),
     Group(
         "ragged",

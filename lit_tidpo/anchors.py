@@ -100,11 +100,11 @@ def sample_anchors(
         generated = policy.generate(
             input_ids=prompts,
             attention_mask=mask,
-            do_sample=True,
+            do_sample=False,
+            logits_processor=[_Sampler(options)],
             max_new_tokens=_room(policy, width, options.max_new_tokens),
             synced_gpus=synced,
             **_cache(policy, width + options.max_new_tokens),
-            **_distribution(options),
         )
     new_tokens = generated[:, width:]
     lengths = contexts + _lengths_to_first_end(new_tokens, _end_ids(policy))
@@ -167,18 +167,12 @@ def _cache(policy: Any, positions: int) -> dict[str, Any]:
     return {"use_cache": True, names.pop(): cache, "disable_compile": True}
 
 
-def _distribution(options: AnchorOptions) -> dict[str, Any]:
-    """Options of generation that say what is sampled from."""
-    # transformers refuses an int as temperature
-    given = {"temperature": float(options.temperature), "top_k": options.top_k}
-    if options.top_k == 0 or options.top_p == 1:
-        return {**given, "top_p": options.top_p}
-    return {**given, "top_k": 0, "top_p": 1.0, "logits_processor": [_LikeliestTokens(options)]}
-
-
 @dataclass(frozen=True)
-class _LikeliestTokens:
-    """Top-k, then top-p among those k: that of transformers sorts the vocabulary, k or not.
+class _Sampler:
+    """Samples the next token, of which ``generate`` then takes the only one that is left.
+
+    Top-k, then top-p among those k. ``generate`` would draw a number for each entry of the
+    vocabulary and sort it for top-p, at every token.
 
     Attributes:
         options: How to sample.
@@ -187,14 +181,22 @@ class _LikeliestTokens:
     options: AnchorOptions
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Take tokens out by their logits, before the temperature, ``[N, V]`` both."""
-        top = scores.topk(min(self.options.top_k, scores.shape[-1])).values
-        shares = (top / self.options.temperature).softmax(-1)
-        # A token stays while those before it have less than top_p; the first always does. Not by
-        # cumsum, which is not deterministic on a GPU.
-        before = shares @ shares.new_ones(shares.shape[-1], shares.shape[-1]).triu(1)
-        last = (before < self.options.top_p).sum(-1, keepdim=True) - 1
-        return scores.masked_fill(scores < top.gather(-1, last), -torch.inf)
+        """Leave one token in, by the logits of all, ``[N, V]`` both."""
+        size = scores.shape[-1]
+        top, tokens = scores.topk(min(self.options.top_k or size, size))
+        shares = (top / self.options.temperature).softmax(-1, dtype=torch.float32)
+        if self.options.top_p < 1:
+            # A token stays while those before it have less than top_p; the first always does.
+            shares = shares.masked_fill(_before(shares) >= self.options.top_p, 0.0)
+        choice = tokens.gather(-1, torch.multinomial(shares, 1))
+        return torch.full_like(scores, -torch.inf).scatter(-1, choice, 0.0)
+
+
+def _before(shares: Tensor) -> Tensor:
+    """Total of the shares before each one; a GPU adds up in any order, where that may be."""
+    place = "cpu" if torch.are_deterministic_algorithms_enabled() else shares.device
+    moved = shares.to(place)
+    return (moved.cumsum(-1) - moved).to(shares.device)
 
 
 def _context_lengths(rows: ResponseBatch, options: AnchorOptions) -> Tensor:

@@ -92,7 +92,18 @@ class TidpoCLI(LightningCLI):
             )
         path = self._get(self.config, "ckpt_path")
         if path is not None and path not in _CHECKPOINT_KEYWORDS and not Path(path).is_dir():
-            read_checkpoint(Path(path))
+            self._check_adapters(path, read_checkpoint(Path(path)))
+
+    def _check_adapters(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of adapters for a policy without, and the other way round."""
+        saved = (checkpoint.get("hyper_parameters") or {}).get("policy") or {}
+        had, has = saved.get("lora"), self._get(self.config, "model.policy.lora")
+        if (had is None) != (has is None):
+            raise InputError(
+                f"checkpoint {path!r} was trained with policy.lora={had}, but this run has "
+                f"model.policy.lora={has}: give it the configuration that was saved beside the "
+                "checkpoint's logs"
+            )
 
 
 def main(args: Sequence[str] | None = None) -> None:

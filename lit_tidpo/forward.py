@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,7 @@ def run_batches(
     """
     for batch, _ in requests:
         _check_lengths(batch)
+        _check_positions(policy, batch)
     if computation.layout == "shared_prompt":
         _check_same_prompts([batch for batch, _ in requests])
     heads = [linear_head(model) for model in (policy, reference.model or policy)]
@@ -257,6 +258,20 @@ def _check_lengths(batch: ResponseBatch) -> None:
             f"row {row} of a batch has prompt_lengths={int(prompts[row])} and "
             f"lengths={int(lengths[row])}: expected 1 <= prompt_lengths <= lengths <= "
             f"{batch.input_ids.shape[1]}, the width of input_ids"
+        )
+
+
+def _check_positions(model: nn.Module, batch: ResponseBatch) -> None:
+    """Refuse rows longer than a table of learned positions; other encodings have no end."""
+    config: Any = model.config
+    settings = config.get_text_config()
+    limit = getattr(settings, "max_position_embeddings", None)
+    learned = not (getattr(settings, "rope_parameters", None) or getattr(settings, "alibi", False))
+    longest = int(batch.lengths.max())
+    if limit is not None and learned and longest > limit:
+        raise InputError(
+            f"a row has {longest} tokens, but {type(model).__name__} has learned positions for "
+            f"{limit}: lower data.max_length"
         )
 
 

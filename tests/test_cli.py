@@ -244,3 +244,16 @@ def test_sft_has_no_predict(capsys):
     with pytest.raises(SystemExit):
         main(["sft", "predict"])
     assert "sft predict does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # by peft
+def test_a_checkpoint_of_adapters_wants_adapters(command, tmp_path, capsys):
+    """Not a list of missing keys; and before models are loaded."""
+    lora = "--model.policy.lora={r: 2, alpha: 4}"
+    command("fit", *FAST, lora)
+    checkpoint = next((tmp_path / "lightning_logs").rglob("*.ckpt"))
+    data = "--data.validation_split=train"
+    with pytest.raises(SystemExit):
+        command("validate", *FAST, data, f"--ckpt_path={checkpoint}")
+    assert "was trained with policy.lora={" in capsys.readouterr().err
+    command("validate", *FAST, data, lora, f"--ckpt_path={checkpoint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.policy import PolicyConfig
-from lit_tidpo.testing import tiny_policy
+from lit_tidpo.testing import tiny_batch, tiny_policy
 
 from .runs import (
     NO_TRIPLET,
@@ -109,3 +110,20 @@ def test_a_schedule_needs_an_end(model_folder, source):
     module = make_module(model_folder, lr_schedule="linear", **NO_TRIPLET)
     with pytest.raises(InputError, match="lr_schedule='linear' needs an end"):
         quiet_trainer(max_epochs=1).fit(module, endless)
+
+
+def test_rows_beyond_learned_positions_are_refused():
+    """Not by an index out of range, which a GPU tells late and nowhere near."""
+    policy = tiny_policy("gpt2")
+    width = policy.config.max_position_embeddings + 1
+    batch = dataclasses.replace(
+        tiny_batch(),
+        input_ids=torch.ones(6, width, dtype=torch.long),
+        lengths=torch.full((6,), width),
+        prompt_lengths=torch.full((6,), 3),
+        supplied_weights=None,
+    )
+    module = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
+    module.attach(policy)
+    with pytest.raises(InputError, match=rf"a row has {width} tokens.*lower data.max_length"):
+        module(batch)
