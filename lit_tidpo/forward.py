@@ -263,7 +263,9 @@ def _check_lengths(batch: ResponseBatch) -> None:
 
 def _check_positions(model: nn.Module, batch: ResponseBatch) -> None:
     """Refuse rows longer than a table of learned positions; other encodings have no end."""
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if config is None:  # not one of transformers
+        return
     settings = config.get_text_config()
     limit = getattr(settings, "max_position_embeddings", None)
     learned = not (getattr(settings, "rope_parameters", None) or getattr(settings, "alibi", False))

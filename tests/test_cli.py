@@ -247,6 +247,7 @@ def test_sft_has_no_predict(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # by peft
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_checkpoint_of_adapters_wants_adapters(command, tmp_path, capsys):
     """Not a list of missing keys; and before models are loaded."""
     lora = "--model.policy.lora={r: 2, alpha: 4}"
