@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-scaling evidence evidence-quick lint policy arithmetic detector data clean
+.PHONY: quickstart test bench bench-shapes bench-scaling evidence evidence-quick lint policy arithmetic detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -18,10 +18,13 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 
-# About 30 minutes on two cores, and 5 for the scaling; they write benchmarks/results and
-# docs/performance.md.
+# About 30 minutes on two cores, 20 for techniques and other shapes, and 5 for the scaling; they
+# write benchmarks/results and docs/performance.md.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite cpu
+
+bench-shapes: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.suite shapes
 
 bench-scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite scaling

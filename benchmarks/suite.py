@@ -1,4 +1,4 @@
-"""Run the benchmark: ``python -m benchmarks.suite cpu`` (or ``gpu``, or ``scaling``).
+"""Run the benchmark: ``python -m benchmarks.suite cpu`` (or ``shapes``, ``gpu``, ``scaling``).
 
 Contestants on the same workload take turns, each time in a fresh process; a ratio is taken within a
 round. Before a timing counts, our losses over some steps must be TRL's.
@@ -129,6 +129,16 @@ CPU = (
         ),
     ),
     Group(
+        "even",
+        10,
+        (Row("two_processes_efficiency", "plain_two_processes", "plain", "wall_s", True, 0.9),),
+        alone=True,
+    ),
+)
+
+# Single techniques, and other shapes of the data.
+SHAPES = (
+    Group(
         "ragged",
         6,
         (
@@ -150,12 +160,6 @@ CPU = (
     Group("long_1to3", 5, (_against_trl("long_1to3"),)),
     Group("ungrouped", 8, (_against_trl("ungrouped"),)),
     Group("bf16", 8, (_against_trl("bf16"),)),
-    Group(
-        "even",
-        10,
-        (Row("two_processes_efficiency", "plain_two_processes", "plain", "wall_s", True, 0.9),),
-        alone=True,
-    ),
 )
 
 SWEEPS = {"length": LENGTHS, "pairs": PAIRS, "width": WIDTHS}
@@ -228,10 +232,12 @@ def measure_group(group: Group, rounds: int) -> list[dict[str, Any]]:
         Results, as they are written.
     """
     check_losses(group)
-    flops = {
-        name: run(group.workload, name, group.steps, group.batches, "flops")
-        for name in group.contestants
-    }
+    with ThreadPoolExecutor(2) as lanes:  # operations do not depend on neighbours
+        counts = lanes.map(
+            lambda name: run(group.workload, name, group.steps, group.batches, "flops"),
+            group.contestants,
+        )
+        flops = dict(zip(group.contestants, counts, strict=True))
     runs: Runs = {name: [] for name in group.contestants}
     for turn in range(rounds):
         order = group.contestants if turn % 2 == 0 else group.contestants[::-1]
@@ -313,7 +319,7 @@ def sweep_point(axis: str, value: int) -> dict[str, Any]:
 def main() -> None:
     """Measure, write the results after each group, and draw the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", choices=["cpu", "gpu", "scaling"])
+    parser.add_argument("suite", choices=["cpu", "shapes", "gpu", "scaling"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--lanes", type=int, default=2, help="groups that run side by side")
     parser.add_argument(
@@ -336,13 +342,13 @@ def sweep(lanes: int) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Measure ours and the peers in turn, on the CPU or a GPU."""
-    file = report.RESULTS / f"{arguments.suite}.json"
+    """Measure ours and the peers in turn, on the CPU or a GPU; other results are kept."""
+    suite = {"cpu": CPU, "shapes": SHAPES, "gpu": GPU}[arguments.suite]
+    file = report.RESULTS / ("gpu.json" if suite is GPU else "cpu.json")
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    suite = CPU if arguments.suite == "cpu" else GPU
     groups = [group for group in suite if (arguments.only or "") in group.workload]
-    results = {result["name"]: result for result in known} if arguments.only else {}
-    order = [row.name for group in suite for row in group.rows]
+    results = {result["name"]: result for result in known}
+    order = [row.name for group in (GPU if suite is GPU else CPU + SHAPES) for row in group.rows]
 
     def measure(group: Group) -> None:
         for result in measure_group(group, arguments.rounds):

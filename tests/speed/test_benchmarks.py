@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import naive, report, workloads
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.ours import sequential_loader
-from benchmarks.suite import CPU, GPU, Group, Row, check_losses, run, summarise
+from benchmarks.suite import CPU, GPU, SHAPES, Group, Row, check_losses, run, summarise
 from benchmarks.worker import ATTENTION_FLOPS, Clock
 from benchmarks.workloads import WORKLOADS
 from lit_tidpo import PreferenceModule
@@ -38,7 +38,7 @@ def _at_the_root(monkeypatch):
 
 
 def test_every_row_names_contestants_and_a_workload():
-    rows = [(group.workload, row) for group in (*CPU, *GPU) for row in group.rows]
+    rows = [(group.workload, row) for group in (*CPU, *SHAPES, *GPU) for row in group.rows]
     for workload, row in rows:
         assert workload in WORKLOADS
         assert {row.ours, row.peer} <= CONTESTANTS.keys()
