@@ -11,7 +11,6 @@ import torch
 
 from lit_tidpo.data.tokenization import load_tokenizer
 from lit_tidpo.errors import InputError
-from lit_tidpo.locations import locate
 from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
 
 _PREFIX = "policy."
@@ -111,8 +110,6 @@ def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
 
 def _tokenizer(content: dict[str, Any], config: PolicyConfig) -> Any:
     """The tokenizer that the policy was trained with, and its chat template."""
-    from transformers import AutoTokenizer
-
     data = content.get("datamodule_hyper_parameters", {})
     if data.get("tokenizer"):
         return load_tokenizer(
@@ -121,6 +118,4 @@ def _tokenizer(content: dict[str, Any], config: PolicyConfig) -> Any:
             data.get("tokenizer_revision"),
             data.get("trust_remote_code", False),
         )
-    return AutoTokenizer.from_pretrained(
-        locate(config.path), revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    return load_tokenizer(config.path, None, config.revision, config.trust_remote_code)
