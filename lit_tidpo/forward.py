@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -39,10 +39,13 @@ class Computation:
             by side. ``shared_prompt``: packed, and each prompt once for all its responses. Packed
             rows ask for :func:`lit_tidpo.packed_attention.use_packed_attention`.
         logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile.
+        own_logits: Whether the models hand out their logits, as they must where they change them
+            after the output layer. Otherwise it is applied here, to the hidden states that count.
     """
 
     layout: Layout = "padded"
     logits_at_once: int = 2**24
+    own_logits: bool = False
 
 
 _DEFAULT = Computation()
@@ -93,7 +96,8 @@ def run_batches(
     if computation.layout == "shared_prompt":
         _check_same_prompts([batch for batch, _ in requests])
     heads = [linear_head(model) for model in (policy, reference.model or policy)]
-    tiles = [_tile(heads, batch, computation) for batch, _ in requests]
+    if computation.own_logits or None in heads:
+        computation = replace(computation, own_logits=True)
     others: list[_Pass | None] = [None] * len(requests)
     traces: list[ModelTrace | None] = [None] * len(requests)
     if any(_fields(needs, "reference") is not None for _, needs in requests):
@@ -103,10 +107,10 @@ def run_batches(
             reference.active(policy, requests[0][0].input_ids.device) as model,
             torch.set_grad_enabled(graph),
         ):
-            others = _run(model, "reference", requests, tiles, computation.layout)
+            others = _run(model, "reference", requests, computation)
             traces = [None if other is None else other.trace(other.predict()) for other in others]
     forwards = []
-    passes = _run(policy, "policy", requests, tiles, computation.layout)
+    passes = _run(policy, "policy", requests, computation)
     for (batch, needs), own, other, trace in zip(requests, passes, others, traces, strict=True):
         assert own is not None
         predicted = own.predict(other if "kl" in needs else None)
@@ -121,13 +125,13 @@ class _Pass:
 
     Attributes:
         model: The model.
-        head: Its output layer.
+        head: Its output layer, to apply to hidden states; None where it hands out logits.
         batch: The rows.
         fields: Fields of the trace that are asked for.
         kept: Positions that the output is about, ``[N, T]`` bool.
         run: Runs the model.
         output: What it computed there.
-        tile: Tokens whose logits are computed at a time; None if the model computed them.
+        tile: Tokens whose logits are computed at a time; None computes them all.
     """
 
     model: nn.Module
@@ -143,9 +147,9 @@ class _Pass:
         """Quantities of the response tokens; with a reference the divergence from it."""
         labels = self.batch.input_ids[self.batch.response_mask]
         entropy = "entropy" in self.fields
-        if self.tile is None:
-            other = None if reference is None else reference._logits()
-            return predictions(self._logits(), labels, other, entropy)
+        if self.tile is None or self.output.logits is not None:
+            other = None if reference is None else reference._logits
+            return predictions(self._logits, labels, other, entropy)
         projection = None if reference is None else reference._projection()
         return tiled_predictions(self._projection(), labels, self.tile, projection, entropy)
 
@@ -170,9 +174,21 @@ class _Pass:
             other = replace(self, output=self.run(factor=factor))
         return other.trace(other.predict())
 
+    @cached_property
     def _logits(self) -> Tensor:
-        assert self.output.logits is not None
-        return self.output.logits[_predicting(self.batch)[self.kept]]
+        return self._logits_at(_predicting(self.batch))
+
+    def _final_logits(self) -> Tensor:
+        return self._logits_at(_last_tokens(self.batch))
+
+    def _logits_at(self, positions: Tensor) -> Tensor:
+        chosen = positions[self.kept]
+        if self.output.logits is not None:
+            return self.output.logits[chosen]
+        assert self.head is not None
+        assert self.output.hidden is not None
+        logits: Tensor = self.head(self.output.hidden[chosen])
+        return logits
 
     def _projection(self) -> Projection:
         assert self.head is not None
@@ -180,41 +196,29 @@ class _Pass:
         hidden = self.output.hidden[_predicting(self.batch)[self.kept]]
         return Projection(hidden, self.head.weight, self.head.bias)
 
-    def _final_logits(self) -> Tensor:
-        last = _last_tokens(self.batch)[self.kept]
-        if self.tile is None:
-            assert self.output.logits is not None
-            return self.output.logits[last]
-        assert self.head is not None
-        assert self.output.hidden is not None
-        logits: Tensor = self.head(self.output.hidden[last])
-        return logits
-
 
 def _run(
-    model: nn.Module,
-    which: str,
-    requests: Sequence[Request],
-    tiles: Sequence[int | None],
-    layout: Layout,
+    model: nn.Module, which: str, requests: Sequence[Request], computation: Computation
 ) -> list[_Pass | None]:
     """Run one model on the batches of which something is asked of it."""
     fields = [_fields(needs, which) for _, needs in requests]
     batches = [
         batch for (batch, _), asked in zip(requests, fields, strict=True) if asked is not None
     ]
-    prompts = _run_prompts(model, batches[0]) if layout == "shared_prompt" else None
-    head = linear_head(model)
+    shared = computation.layout == "shared_prompt"
+    prompts = _run_prompts(model, batches[0]) if shared else None
+    head = None if computation.own_logits else linear_head(model)
     passes: list[_Pass | None] = []
-    for (batch, _), asked, tile in zip(requests, fields, tiles, strict=True):
+    for (batch, _), asked in zip(requests, fields, strict=True):
         if asked is None:
             passes.append(None)
             continue
         kept = _predicting(batch)
         if "final_logits" in asked:
             kept = kept | _last_tokens(batch)
-        rows = _packed_rows(batch, prompts, layout)
-        run = partial(run_pass, model, batch, kept, rows, "attentions" in asked, tile is None)
+        rows = _packed_rows(batch, prompts, computation.layout)
+        run = partial(run_pass, model, batch, kept, rows, "attentions" in asked, head is None)
+        tile = None if head is None else _tile(head, batch, computation)
         passes.append(_Pass(model, head, batch, asked, kept, run, run(), tile))
     return passes
 
@@ -293,14 +297,11 @@ def _check_same_prompts(batches: Sequence[ResponseBatch]) -> None:
             )
 
 
-def _tile(
-    heads: Sequence[nn.Linear | None], batch: ResponseBatch, computation: Computation
-) -> int | None:
-    """Tokens in a tile of the output layers; None where all logits are held at once."""
-    sizes = [head.out_features for head in heads if head is not None]
-    if len(sizes) < len(heads) or batch.response_tokens * max(sizes) <= computation.logits_at_once:
+def _tile(head: nn.Linear, batch: ResponseBatch, computation: Computation) -> int | None:
+    """Tokens in a tile of the output layer; None where all logits are held at once."""
+    if batch.response_tokens * head.out_features <= computation.logits_at_once:
         return None
-    return max(1, computation.logits_at_once // max(sizes))
+    return max(1, computation.logits_at_once // head.out_features)
 
 
 def _predicting(batch: ResponseBatch) -> Tensor:

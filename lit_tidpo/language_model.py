@@ -22,7 +22,7 @@ class Output:
 
     Attributes:
         embeddings: Input embeddings inside the graph, zero where no token was run, ``[N, T, H]``.
-        logits: Logits at the kept positions, ``[K, V]``; None where only hidden states were wanted.
+        logits: Logits at the kept positions, ``[K, V]``; None where hidden states serve.
         hidden: What the output layer was given there, ``[K, H]``; None if it cannot be narrowed.
         attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer, where asked for.
     """
@@ -50,7 +50,8 @@ def run_pass(
         kept: Positions whose logits are wanted, ``[N, T]`` bool.
         rows: The tokens to run, side by side; None runs padded rows.
         attentions: Whether attention probabilities are wanted.
-        with_logits: Whether logits are wanted, or hidden states only (see :func:`linear_head`).
+        with_logits: Whether the model's own logits are wanted, or hidden states (see
+            :func:`linear_head`); where the output layer cannot be narrowed, it is always logits.
         factor: Scales the embeddings of response tokens.
 
     Returns:
@@ -79,8 +80,10 @@ def run_pass(
     ):
         output = model(**inputs, use_cache=False)
     logits = None
-    if with_logits:
-        logits = output.logits[0] if hidden else output.logits[kept]
+    if not hidden:
+        logits = output.logits[kept]
+    elif with_logits:
+        logits = output.logits[0]
     return Output(
         embeddings[0],
         logits,
@@ -90,7 +93,7 @@ def run_pass(
 
 
 def linear_head(model: nn.Module) -> nn.Linear | None:
-    """The output layer, if it can be applied to hidden states outside the model, tile by tile.
+    """The output layer, if it can be applied to hidden states outside the model.
 
     That is a plain linear layer whose output the model hands out as it is, whole on this device.
     """

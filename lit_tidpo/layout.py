@@ -85,10 +85,10 @@ def _stretches_positions(model: nn.Module) -> bool:
     return bool(kinds & {"dynamic", "longrope"})
 
 
-def tiles_agree(model: nn.Module) -> bool:
-    """Whether the output layer, applied to hidden states tile by tile, gives the same log-probs."""
-    tiled, whole = Computation(logits_at_once=1), Computation()
-    return _difference(model, tiled, whole) < _TOLERANCE.get(_dtype(model), 0.25)
+def head_agrees(model: nn.Module) -> bool:
+    """Whether the output layer, applied outside the model, gives the model's own log-probs."""
+    error = _difference(model, Computation(), Computation(own_logits=True))
+    return error < _TOLERANCE.get(_dtype(model), 0.25)
 
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

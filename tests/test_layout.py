@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
 from lit_tidpo.estimators.gradient import GradientImportance
 from lit_tidpo.forward import Computation, run_batches, run_models
-from lit_tidpo.layout import choose_layout, tiles_agree
+from lit_tidpo.layout import choose_layout, head_agrees
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.packed_attention import PACKED_ATTENTION
 from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
@@ -383,6 +382,7 @@ class ScaledLogits(transformers.LlamaForCausalLM):
 def test_a_head_that_is_not_the_last_word_is_noticed():
     module = PreferenceModule(PolicyConfig(), losses={"dpo": DPOLoss()}, logits_at_once=1)
     module.attach(ScaledLogits(tiny_policy().config), ScaledLogits(tiny_policy().config))
-    assert module.objective.computation.logits_at_once == sys.maxsize
+    assert module.objective.computation.own_logits
     module.attach(tiny_policy())
-    assert tiles_agree(tiny_policy())
+    assert not module.objective.computation.own_logits
+    assert head_agrees(tiny_policy())

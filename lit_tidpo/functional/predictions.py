@@ -106,23 +106,19 @@ def tiled_predictions(
 class _FromLogits(Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Predictions:
-        logits, labels, others, entropy = arguments
-        log_p = _log_softmax(logits)
-        log_q = None if others is None else _log_softmax(others)
-        results = _reduce(logits, log_p, labels, log_q, entropy)
-        ctx.save_for_backward(log_p, log_q, labels, results.entropy)
+        logits, labels, reference, entropy = arguments
+        results = _reduce(logits, labels, reference, entropy)
+        ctx.save_for_backward(logits, reference, labels, results.entropy)
         ctx.set_materialize_grads(False)
-        ctx.dtype = logits.dtype
         return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        log_p, log_q, labels, entropy = ctx.saved_tensors
+        logits, reference, labels, entropy = ctx.saved_tensors
         incoming = _Gradients.of(gradients, entropy)
-        rows = incoming.diverging()
-        q = None if log_q is None else log_q[rows].exp()
-        d_logits = _logit_gradients(log_p, labels, entropy, incoming, q, rows)
-        return d_logits.to(ctx.dtype), None, None, None
+        d_logits = torch.empty_like(logits)
+        _write_gradients(d_logits, logits, labels, entropy, incoming, reference)
+        return d_logits, None, None, None
 
 
 class _FromHidden(Function):
@@ -132,10 +128,9 @@ class _FromHidden(Function):
         policy, reference = Projection(*layers[:3]), Projection(*layers[3:])
         parts = []
         for part in _tiles(labels, tile):
-            logits = _project(policy, part)
-            log_q = None if reference.hidden is None else _log_softmax(_project(reference, part))
-            parts.append(_reduce(logits, _log_softmax(logits), labels[part], log_q, entropy))
-        results = Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
+            others = None if reference.hidden is None else _project(reference, part)
+            parts.append(_reduce(_project(policy, part), labels[part], others, entropy))
+        results = _joined(parts)
         ctx.tile = tile
         ctx.save_for_backward(*layers, labels, results.entropy)
         ctx.set_materialize_grads(False)
@@ -152,14 +147,11 @@ class _FromHidden(Function):
             for value, needed in zip(policy, ctx.needs_input_grad, strict=False)
         ]
         for part in _tiles(labels, ctx.tile):
-            mine = _Gradients(*(None if g is None else g[part] for g in incoming))
-            rows = mine.diverging()
-            q = None
-            if reference.hidden is not None and rows.stop > rows.start:
-                q = _log_softmax(_project(reference, part)[rows]).exp_()
-            log_p = _log_softmax(_project(policy, part))
-            d_logits = _logit_gradients(log_p, labels[part], entropy[part], mine, q, rows)
-            _add_weight_gradients(results, policy, part, d_logits.to(policy.hidden.dtype))
+            mine = incoming.of_tokens(part)
+            others = None if reference.hidden is None else _project(reference, part)
+            logits = _project(policy, part)
+            _write_gradients(logits, logits, labels[part], entropy[part], mine, others)
+            _add_weight_gradients(results, policy, part, logits)
         own = [None if d is None else d.to(layers[i].dtype) for i, d in enumerate(results)]
         return (*own, *[None] * 6)
 
@@ -177,6 +169,10 @@ class _Gradients(NamedTuple):
         logps, label_logits, entropy, kl = gradients
         return cls(torch.zeros_like(like) if logps is None else logps, label_logits, entropy, kl)
 
+    def of_tokens(self, part: slice) -> _Gradients:
+        """Those of some tokens."""
+        return _Gradients(*(None if gradient is None else gradient[part] for gradient in self))
+
     def diverging(self) -> slice:
         """From the first to the last token with a gradient of its divergence.
 
@@ -189,15 +185,52 @@ class _Gradients(NamedTuple):
 
 
 def _reduce(
-    logits: Tensor, log_p: Tensor, labels: Tensor, log_q: Tensor | None, entropy: bool
+    logits: Tensor, labels: Tensor, reference: Tensor | None, entropy: bool
 ) -> Predictions:
-    nothing = log_p.new_zeros(len(labels))
-    return Predictions(
-        logps=log_p.gather(-1, labels[:, None]).squeeze(-1),
-        label_logits=logits.gather(-1, labels[:, None]).squeeze(-1).to(log_p.dtype),
-        entropy=-_expectation(log_p.exp(), log_p) if entropy else nothing,
-        kl=nothing.clone() if log_q is None else _expectation(log_q.exp(), log_q - log_p),
-    )
+    """Quantities of tokens whose logits are there."""
+    parts = []
+    for part in _tiles(labels, _reduced_at_once(logits)):
+        own, label = logits[part], labels[part, None]
+        log_p = _log_softmax(own)
+        log_q = None if reference is None else _log_softmax(reference[part])
+        nothing = log_p.new_zeros(len(label))
+        quantities = Predictions(
+            logps=log_p.gather(-1, label).squeeze(-1),
+            label_logits=own.gather(-1, label).squeeze(-1).to(log_p.dtype),
+            entropy=-_expectation(log_p.exp(), log_p) if entropy else nothing,
+            kl=nothing if log_q is None else _expectation(log_q.exp(), log_q - log_p),
+        )
+        parts.append(quantities)
+    return _joined(parts)
+
+
+def _write_gradients(
+    into: Tensor,
+    logits: Tensor,
+    labels: Tensor,
+    entropy: Tensor,
+    incoming: _Gradients,
+    reference: Tensor | None,
+) -> None:
+    """Write the gradient with respect to the logits, which may be ``logits`` itself."""
+    for part in _tiles(labels, _reduced_at_once(logits)):
+        mine = incoming.of_tokens(part)
+        rows = mine.diverging()
+        q = None
+        if reference is not None and rows.stop > rows.start:
+            q = _log_softmax(reference[part][rows]).exp_()
+        log_p = _log_softmax(logits[part])
+        into[part] = _logit_gradients(log_p, labels[part], entropy[part], mine, q, rows)
+
+
+def _reduced_at_once(logits: Tensor) -> int:
+    """Tokens that are reduced at a time: a CPU is fastest with what its cache holds."""
+    size = 2**18 if logits.device.type == "cpu" else 2**24
+    return max(1, size // logits.shape[-1])
+
+
+def _joined(parts: list[Predictions]) -> Predictions:
+    return Predictions(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _logit_gradients(

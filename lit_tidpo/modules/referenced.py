@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lit_tidpo.layout import LayoutChoice, choose_layout, tiles_agree
+from lit_tidpo.layout import LayoutChoice, choose_layout, head_agrees
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.objective import Objective
@@ -116,12 +115,12 @@ class ReferencedModule(PolicyModule):
         elif self.device_mesh is not None:
             unshared = "a sharded layer is gathered for its output, not for what prompts leave"
         layout = choose_layout(self.layout, models, needs, unshared)
-        self.objective.computation = dataclasses.replace(self.objective.computation, layout=layout)
-        if not all(tiles_agree(model) for model in models):
+        own_logits = not all(head_agrees(model) for model in models)
+        if own_logits:
             rank_zero_info("All logits are held at once: the model changes them after its head")
-            self.objective.computation = dataclasses.replace(
-                self.objective.computation, logits_at_once=sys.maxsize
-            )
+        self.objective.computation = dataclasses.replace(
+            self.objective.computation, layout=layout, own_logits=own_logits
+        )
 
     @property
     def built_reference(self) -> Reference:
