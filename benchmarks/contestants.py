@@ -63,4 +63,5 @@ CONTESTANTS = {
     "naive_tidpo": Contestant("naive", {"padded_anchors": True}),
     "naive_tidpo_short_anchors": Contestant("naive", {"padded_anchors": False}),
     "naive_tidpo_without_cache": Contestant("naive", {"padded_anchors": True, "use_cache": False}),
+    "naive_tidpo_pair_by_pair": Contestant("naive", {"padded_anchors": True, "pair_by_pair": True}),
 }

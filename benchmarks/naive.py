@@ -1,14 +1,16 @@
 """TI-DPO in the arrangement of the paper's authors, as a baseline: nothing is shared or cached.
 
-Each step: an attribution pass of its own over each response with the logits of the whole vocabulary
-at all positions, an anchor sampled by ``generate`` and padded to the longest length, and two passes
-over each of the three responses, one of the policy and one of the reference. The mathematics is the
-paper's, so its loss is that of ``PreferenceModule``.
+Each step: a pass of policy and reference over chosen and rejected rows with the logits of the whole
+vocabulary at all positions, an attribution pass of its own over them, an anchor sampled by
+``generate``, padded to the longest length and run through both models, and for the triplet loss the
+softmax of all logits once more. The mathematics is the paper's, so its loss is that of
+``PreferenceModule``.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,32 +41,61 @@ def train(
     module = PreferenceModule(PolicyConfig(str(folder)), **CONTESTANTS["tidpo"].options)
     for _, batch in zip(range(steps), sequential_loader(folder, load, module), strict=False):
         width = 2 * load.longest if contestant.options["padded_anchors"] else None
-        anchors = sample(policy, batch, width, contestant.options.get("use_cache", True))
-        loss = tidpo_loss(policy, reference, batch, anchors)
+        parts = pairs(batch) if contestant.options.get("pair_by_pair") else [batch]
         optimizer.zero_grad()
-        loss.backward()
+        losses = []
+        for part in parts:
+            anchors = sample(policy, part, width, contestant.options.get("use_cache", True))
+            loss = tidpo_loss(policy, reference, part, anchors) / len(parts)
+            loss.backward()
+            losses.append(loss.detach())
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-        tick(loss.detach())
+        tick(torch.stack(losses).sum())
+
+
+def pairs(batch: ResponseBatch) -> list[ResponseBatch]:
+    """Each pair of a batch as one of its own."""
+    parts = []
+    for pair in range(batch.size):
+        rows = [pair, batch.size + pair]
+        lengths = batch.lengths[rows]
+        part = dataclasses.replace(
+            batch,
+            input_ids=batch.input_ids[rows, : int(lengths.max())],
+            prompt_lengths=batch.prompt_lengths[rows],
+            lengths=lengths,
+            index=batch.index[[pair]],
+            counted=batch.counted[[pair]],
+        )
+        parts.append(part)
+    return parts
 
 
 def tidpo_loss(policy: Any, reference: Any, batch: ResponseBatch, anchors: ResponseBatch) -> Tensor:
     """Loss of a batch (Eq. 14)."""
-    chosen, rejected = batch.role("chosen"), batch.role("rejected")
-    rows = {"chosen": chosen, "rejected": rejected, "anchor": anchors}
-    ratios, divergences, weights = {}, {}, {}
-    for role, row in rows.items():
-        if role != "anchor":
-            weights[role] = importance(policy, row)
-        ratios[role], divergences[role] = compare(policy, reference, row)
-    weighted = {role: (weights[role] * ratios[role]).sum(-1) for role in weights}
-    shift = divergences["rejected"].sum(-1) - divergences["chosen"].sum(-1).detach()
-    margin = weighted["chosen"] - weighted["rejected"] - ALPHA * shift
+    logits, others = run(policy, reference, batch)
+    ratios, kl = compare(logits, others, batch)
+    weighted = (importance(policy, batch) * ratios).sum(-1)
+    chosen, rejected = batch.rows("chosen"), batch.rows("rejected")
+    shift = kl[rejected].sum(-1) - kl[chosen].sum(-1).detach()
+    margin = weighted[chosen] - weighted[rejected] - ALPHA * shift
+    of_anchors = log_ratios(*run(policy, reference, anchors), anchors)
+    of_pairs = log_ratios(logits, others, batch)
     distances = [
-        distance((ratios["anchor"], anchors), (ratios[role], rows[role])) for role in weights
+        distance((of_anchors, anchors), (of_pairs[batch.rows(role)], batch.role(role)))
+        for role in ("chosen", "rejected")
     ]
     triplet = (distances[0] - distances[1] + MARGIN).relu()
     return (-logsigmoid(BETA * margin) + GAMMA * triplet).mean()
+
+
+def run(policy: Any, reference: Any, rows: ResponseBatch) -> tuple[Tensor, Tensor]:
+    """Logits of both models at all positions, ``[N, T, V]`` each."""
+    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
+    with torch.no_grad():
+        others = reference(**inputs).logits
+    return policy(**inputs).logits, others
 
 
 def importance(policy: Any, row: ResponseBatch) -> Tensor:
@@ -84,17 +115,23 @@ def importance(policy: Any, row: ResponseBatch) -> Tensor:
     return weights
 
 
-def compare(policy: Any, reference: Any, row: ResponseBatch) -> tuple[Tensor, Tensor]:
-    """Log-ratios and position-wise KL of the response tokens, from all logits, ``[B, T]``."""
-    inputs = {"input_ids": row.input_ids, "attention_mask": row.attention_mask}
-    log_p = policy(**inputs).logits.log_softmax(-1)
-    with torch.no_grad():
-        log_q = reference(**inputs).logits.log_softmax(-1)
-    kl = (log_q.exp() * (log_q - log_p)).sum(-1)[:, :-1]
-    labels = row.input_ids[:, 1:, None]
-    ratios = (log_p - log_q)[:, :-1].gather(-1, labels).squeeze(-1)
-    mask = row.response_mask[:, 1:]
-    return tuple(pad(value * mask, (1, 0)) for value in (ratios, kl))  # type: ignore[return-value]
+def compare(logits: Tensor, others: Tensor, rows: ResponseBatch) -> tuple[Tensor, Tensor]:
+    """Log-ratios and position-wise KL of the response tokens, ``[N, T]``."""
+    log_p, q = logits.log_softmax(-1), others.softmax(-1)
+    log_q = q.log()
+    kl = (q * (log_q - log_p)).sum(-1)[:, :-1]
+    return of_labels(log_p - log_q, rows), pad(kl, (1, 0)) * rows.response_mask
+
+
+def log_ratios(logits: Tensor, others: Tensor, rows: ResponseBatch) -> Tensor:
+    """Log-ratios of the response tokens, ``[N, T]``."""
+    return of_labels(logits.log_softmax(-1), rows) - of_labels(others.log_softmax(-1), rows)
+
+
+def of_labels(values: Tensor, rows: ResponseBatch) -> Tensor:
+    """What stands at each response token's entry one position before it, ``[N, T]``."""
+    chosen = values[:, :-1].gather(-1, rows.input_ids[:, 1:, None]).squeeze(-1)
+    return pad(chosen, (1, 0)) * rows.response_mask
 
 
 def distance(one: tuple[Tensor, ResponseBatch], other: tuple[Tensor, ResponseBatch]) -> Tensor:

@@ -108,6 +108,7 @@ CPU = (
             Row("tidpo_vs_naive", "tidpo", "naive_tidpo", faster=True, target=8.0),
             Row("tidpo_vs_naive/short_anchors", "tidpo", "naive_tidpo_short_anchors", faster=True),
             Row("tidpo_vs_naive/without_cache", "tidpo", "naive_tidpo_without_cache", faster=True),
+            Row("tidpo_vs_naive/pair_by_pair", "tidpo", "naive_tidpo_pair_by_pair", faster=True),
         ),
     ),
     Group(

@@ -184,9 +184,7 @@ class _Gradients(NamedTuple):
         return slice(tokens[0], tokens[-1] + 1) if tokens else slice(0, 0)
 
 
-def _reduce(
-    logits: Tensor, labels: Tensor, reference: Tensor | None, entropy: bool
-) -> Predictions:
+def _reduce(logits: Tensor, labels: Tensor, reference: Tensor | None, entropy: bool) -> Predictions:
     """Quantities of tokens whose logits are there."""
     parts = []
     for part in _tiles(labels, _reduced_at_once(logits)):

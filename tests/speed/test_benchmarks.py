@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_the_naive_baseline_has_the_loss_of_the_module():
     batch, losses, gradients = tiny_batch(weights=False), [], []
     anchors = batch.role("rejected")
     anchors.roles = ("anchor",)
-    for side in ("ours", "naive"):
+    for side in ("ours", "naive", "naive, pair by pair"):
         policy, reference = tiny_policy(), tiny_policy(seed=1).eval()
         module = PreferenceModule(PolicyConfig(), **CONTESTANTS["tidpo"].options)
         module.attach(policy, reference)
@@ -124,13 +125,30 @@ def test_the_naive_baseline_has_the_loss_of_the_module():
             outcome = module.objective.evaluate(policy, module.reference, batch, anchors)
             loss = outcome.loss.mean()
         else:
-            loss = naive.tidpo_loss(policy, reference, batch, anchors)
+            parts = list(zip(naive.pairs(batch), one_by_one(anchors), strict=True))
+            parts = parts if side.endswith("pair") else [(batch, anchors)]
+            loss = sum(naive.tidpo_loss(policy, reference, *part) for part in parts) / len(parts)
         loss.backward()
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    scale = gradients[1].abs().max()
-    torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, atol=1e-4, rtol=0)
+    scale = gradients[0].abs().max()
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == pytest.approx(losses[0], abs=1e-5)
+        torch.testing.assert_close(gradient / scale, gradients[0] / scale, atol=1e-4, rtol=0)
+
+
+def one_by_one(anchors):
+    """Each anchor as a batch of its own."""
+    rows = range(anchors.size)
+    return [
+        dataclasses.replace(
+            anchors,
+            input_ids=anchors.input_ids[[i], : anchors.lengths[i]],
+            prompt_lengths=anchors.prompt_lengths[[i]],
+            lengths=anchors.lengths[[i]],
+        )
+        for i in rows
+    ]
 
 
 @pytest.mark.slow
