@@ -48,3 +48,20 @@ def locate(source: str) -> str:
     if looks_local or source.count("/") > 1:
         raise InputError(f"no file or folder at {source!r}: check the path")
     return source
+
+
+def check_revision(name: str, revision: str | None, source: str) -> None:
+    """Refuse a revision of what does not come from the Hub.
+
+    Args:
+        name: Name of the setting.
+        revision: What was given.
+        source: Path, name on the Hub, or ``builtin:NAME``.
+
+    Raises:
+        InputError: If there is a revision and the source is local.
+    """
+    if revision is not None and Path(locate(source)).exists():
+        raise InputError(
+            f"{name}={revision!r} applies to the Hub, but {source!r} is local: drop it"
+        )

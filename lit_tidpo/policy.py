@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from lit_tidpo.errors import InputError, check_choice
-from lit_tidpo.locations import locate
+from lit_tidpo.locations import check_revision, locate
 from lit_tidpo.seeding import seeded
 
 if TYPE_CHECKING:
@@ -131,11 +130,7 @@ def _load(config: PolicyConfig) -> Any:
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
-    if config.revision is not None and Path(path).exists():
-        raise InputError(
-            f"policy.revision={config.revision!r} applies to the Hub, but {config.path!r} is "
-            "local: drop it"
-        )
+    check_revision("policy.revision", config.revision, config.path)
     loading: dict[str, Any] = {
         "attn_implementation": config.attn_implementation,
         "dtype": config.dtype,

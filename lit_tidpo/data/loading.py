@@ -11,7 +11,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.locations import locate
+from lit_tidpo.locations import check_revision, locate
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -54,7 +54,8 @@ def load_splits(
                     place, name, revision=revision, cache_dir=cache_dir, streaming=streaming
                 )
             )
-        _check_local(path, source, name, revision)
+        check_revision("revision", revision, source)
+        _check_local(path, source, name)
         if _is_saved(path):
             return _load_saved(path, streaming)
         files = None if path.is_dir() else {"train": str(path)}
@@ -121,11 +122,7 @@ def _load_saved(path: Path, streaming: bool) -> dict[str, Dataset | IterableData
     return splits
 
 
-def _check_local(path: Path, source: str, name: str | None, revision: str | None) -> None:
-    if revision is not None:
-        raise InputError(
-            f"revision={revision!r} applies to the Hub, but {source!r} is local: drop it"
-        )
+def _check_local(path: Path, source: str, name: str | None) -> None:
     if path.is_file() and path.suffix not in _READERS:
         raise InputError(f"{source!r} is not a file of {sorted(_READERS)}: convert it")
     if name is not None and (path.is_file() or _is_saved(path)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_tidpo.data.rows import Message, PreferencePair, preference_pair
 from lit_tidpo.errors import InputError
-from lit_tidpo.locations import locate
+from lit_tidpo.locations import check_revision, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,10 +68,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     path = locate(source)
-    if revision is not None and Path(path).exists():
-        raise InputError(
-            f"tokenizer_revision={revision!r} applies to the Hub, but {source!r} is local: drop it"
-        )
+    check_revision("tokenizer_revision", revision, source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision or "main", trust_remote_code=trust_remote_code
