@@ -107,8 +107,6 @@ CPU = (
         (
             Row("tidpo_vs_naive", "tidpo", "naive_tidpo", faster=True, target=8.0),
             Row("tidpo_vs_naive/short_anchors", "tidpo", "naive_tidpo_short_anchors", faster=True),
-            Row("tidpo_vs_naive/without_cache", "tidpo", "naive_tidpo_without_cache", faster=True),
-            Row("tidpo_vs_naive/pair_by_pair", "tidpo", "naive_tidpo_pair_by_pair", faster=True),
         ),
     ),
     Group(
@@ -156,8 +154,23 @@ SHAPES = (
             ),
         ),
     ),
+    Group(
+        "ragged",
+        3,
+        (
+            Row("tidpo_vs_naive/without_cache", "tidpo", "naive_tidpo_without_cache", faster=True),
+            Row("tidpo_vs_naive/pair_by_pair", "tidpo", "naive_tidpo_pair_by_pair", faster=True),
+        ),
+    ),
     Group("short", 10, (_against_trl("short"),)),
-    Group("long_1to1", 5, (_against_trl("long_1to1"),)),
+    Group(
+        "long_1to1",
+        5,
+        (
+            _against_trl("long_1to1"),
+            Row("gradient_importance_overhead/long_1to1", "importance", "plain"),
+        ),
+    ),
     Group("long_1to3", 5, (_against_trl("long_1to3"),)),
     Group("ungrouped", 8, (_against_trl("ungrouped"),)),
     Group("bf16", 8, (_against_trl("bf16"),)),
@@ -177,6 +190,7 @@ GPU = (
             Row(
                 "tidpo_reused_anchors_vs_trl_dpo", "tidpo_reuse_8", "trl_best", "wall_s", target=1.1
             ),
+            Row("technique/compiled_layers", "plain_compiled", "plain", "wall_s", faster=True),
         ),
         batches=16,
     ),
