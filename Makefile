@@ -18,7 +18,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 
-# About 30 minutes on two cores, 20 for techniques and other shapes, and 5 for the scaling; they
+# Less than 30 minutes on two cores, as long for techniques and other shapes, 5 for the scaling; they
 # write benchmarks/results and docs/performance.md.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite cpu
