@@ -148,7 +148,8 @@ class _FromHidden(Function):
         ]
         for part in _tiles(labels, ctx.tile):
             mine = incoming.of_tokens(part)
-            others = None if reference.hidden is None else _project(reference, part)
+            diverging = reference.hidden is not None and mine.diverging() != slice(0, 0)
+            others = _project(reference, part) if diverging else None
             logits = _project(policy, part)
             _write_gradients(logits, logits, labels[part], entropy[part], mine, others)
             _add_weight_gradients(results, policy, part, logits)
@@ -214,9 +215,7 @@ def _write_gradients(
     for part in _tiles(labels, _reduced_at_once(logits)):
         mine = incoming.of_tokens(part)
         rows = mine.diverging()
-        q = None
-        if reference is not None and rows.stop > rows.start:
-            q = _log_softmax(reference[part][rows]).exp_()
+        q = None if reference is None else _log_softmax(reference[part][rows]).exp_()
         log_p = _log_softmax(logits[part])
         into[part] = _logit_gradients(log_p, labels[part], entropy[part], mine, q, rows)
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_tidpo.functional import kl_divergence, selected_log_probs
 from lit_tidpo.functional.predictions import (
@@ -120,6 +121,19 @@ def test_frozen_weights_get_no_gradient():
     )
     torch.testing.assert_close(hidden.grad, expected)
     assert weight.grad is None
+
+
+def test_the_backward_pass_projects_the_reference_only_where_the_divergence_takes_a_gradient():
+    policy, reference, labels = problem()
+    operations = []
+    for factors in (torch.zeros(TOKENS), torch.arange(TOKENS) >= 10):
+        values = tiles_of(5)(policy, reference, labels)
+        loss = values.logps.sum() + (factors * values.kl).sum()
+        with FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(loss, policy)
+        operations.append(counter.get_total_flops())
+    # The last of the three tiles holds three tokens.
+    assert operations[1] - operations[0] == 2 * 3 * WIDTH * VOCABULARY
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
