@@ -55,10 +55,10 @@ def train(
 
 
 def pairs(batch: ResponseBatch) -> list[ResponseBatch]:
-    """Each pair of a batch as one of its own."""
+    """Each pair of a batch as one of its own, with all its roles."""
     parts = []
     for pair in range(batch.size):
-        rows = [pair, batch.size + pair]
+        rows = list(range(pair, len(batch.lengths), batch.size))
         lengths = batch.lengths[rows]
         part = dataclasses.replace(
             batch,

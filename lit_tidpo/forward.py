@@ -182,19 +182,20 @@ class _Pass:
         return self._logits_at(_last_tokens(self.batch))
 
     def _logits_at(self, positions: Tensor) -> Tensor:
-        chosen = positions[self.kept]
         if self.output.logits is not None:
-            return self.output.logits[chosen]
+            return self.output.logits[positions[self.kept]]
         assert self.head is not None
-        assert self.output.hidden is not None
-        logits: Tensor = self.head(self.output.hidden[chosen])
+        logits: Tensor = self.head(self._hidden_at(positions))
         return logits
 
     def _projection(self) -> Projection:
         assert self.head is not None
-        assert self.output.hidden is not None
-        hidden = self.output.hidden[_predicting(self.batch)[self.kept]]
+        hidden = self._hidden_at(_predicting(self.batch))
         return Projection(hidden, self.head.weight, self.head.bias)
+
+    def _hidden_at(self, positions: Tensor) -> Tensor:
+        assert self.output.hidden is not None
+        return self.output.hidden[positions[self.kept]]
 
 
 def _run(

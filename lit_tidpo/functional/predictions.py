@@ -146,9 +146,10 @@ class _FromHidden(Function):
             torch.zeros_like(value, dtype=wide) if value is not None and needed else None
             for value, needed in zip(policy, ctx.needs_input_grad, strict=False)
         ]
+        rows = slice(0, 0) if reference.hidden is None else incoming.diverging()
         for part in _tiles(labels, ctx.tile):
             mine = incoming.of_tokens(part)
-            diverging = reference.hidden is not None and mine.diverging() != slice(0, 0)
+            diverging = part.start < rows.stop and rows.start < part.stop
             others = _project(reference, part) if diverging else None
             logits = _project(policy, part)
             _write_gradients(logits, logits, labels[part], entropy[part], mine, others)

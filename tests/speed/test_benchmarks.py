@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -125,7 +124,7 @@ def test_the_naive_baseline_has_the_loss_of_the_module():
             outcome = module.objective.evaluate(policy, module.reference, batch, anchors)
             loss = outcome.loss.mean()
         else:
-            parts = list(zip(naive.pairs(batch), one_by_one(anchors), strict=True))
+            parts = list(zip(naive.pairs(batch), naive.pairs(anchors), strict=True))
             parts = parts if side.endswith("pair") else [(batch, anchors)]
             loss = sum(naive.tidpo_loss(policy, reference, *part) for part in parts) / len(parts)
         loss.backward()
@@ -135,20 +134,6 @@ def test_the_naive_baseline_has_the_loss_of_the_module():
     for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
         assert loss == pytest.approx(losses[0], abs=1e-5)
         torch.testing.assert_close(gradient / scale, gradients[0] / scale, atol=1e-4, rtol=0)
-
-
-def one_by_one(anchors):
-    """Each anchor as a batch of its own."""
-    rows = range(anchors.size)
-    return [
-        dataclasses.replace(
-            anchors,
-            input_ids=anchors.input_ids[[i], : anchors.lengths[i]],
-            prompt_lengths=anchors.prompt_lengths[[i]],
-            lengths=anchors.lengths[[i]],
-        )
-        for i in rows
-    ]
 
 
 @pytest.mark.slow
