@@ -61,7 +61,7 @@ arithmetic: $(VENV)/.dev
 	cp runs/arithmetic_policy/config.json runs/arithmetic_policy/generation_config.json runs/arithmetic_policy/model.safetensors lit_tidpo/assets/arithmetic_policy/
 
 detector: $(VENV)/.dev
-	$(BIN)/python -m lit_tidpo.estimators.detector_training --output lit_tidpo/assets/detector \
+	$(BIN)/python -m lit_tidpo.assets.build.detector --output lit_tidpo/assets/detector \
 		--source builtin:stdlib_defects --tokenizer builtin:policy --max_length 512
 
 clean:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lit_tidpo.anchors import AnchorOptions
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.triplet import TripletLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.sampling.generation import AnchorOptions
 
 CACHE = "runs/bench/reference"
 

@@ -24,7 +24,7 @@ from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.ours import RATE, sequential_loader
 from benchmarks.workloads import Workload
 from lit_tidpo import PreferenceModule
-from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.structures import ResponseBatch
 
 ALPHA, BETA, GAMMA, MIX, MARGIN, NEW_TOKENS = 0.5, 0.1, 0.1, 0.7, 1.0, 64

@@ -15,7 +15,7 @@ from benchmarks.contestants import Contestant
 from benchmarks.workloads import Workload
 from lit_tidpo import PreferenceDataModule, PreferenceModule
 from lit_tidpo.data.loaders import ResumableLoader
-from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.models.policy import PolicyConfig
 
 RATE = 1e-4
 

@@ -14,16 +14,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_tidpo.anchors import window_batches
 from lit_tidpo.callbacks.token_writer import TokenWriter, log_folder
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError
-from lit_tidpo.export import export_checkpoint, read_checkpoint
+from lit_tidpo.models.export import export_checkpoint, read_checkpoint
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.plugin_parser import PluginArgumentParser, load_named_plugins
-from lit_tidpo.registry import IMPORTANCE, LOSSES, distribution, inspect
+from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
+from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, distribution, inspect
+from lit_tidpo.sampling.generation import window_batches
 
 # Lightning 2.6 calls what newer jsonargparse deprecates: nothing that a user of ours could mend.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
 from lit_tidpo.errors import InputError, NonFiniteError
-from lit_tidpo.forward import Computation, run_batches
-from lit_tidpo.reference import Reference
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.models.forward import Computation, run_batches
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.structures import Forward, ModelTrace, Prediction, ResponseBatch, TokenScores
-from lit_tidpo.weighting import Weighting
 
 _LOG_RATIOS = frozenset({"reference.logps"})
 

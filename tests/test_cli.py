@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from lit_tidpo.cli import main
-from lit_tidpo.plugin_parser import load_named_plugins
+from lit_tidpo.plugins.parser import load_named_plugins
 
 ROWS = [
     {"prompt": f"def f{i}(a):", "chosen": f"\n    return a + {i}", "rejected": f"\n    return {i}"}
@@ -142,7 +142,7 @@ def test_plugins_lists_group_name_class_distribution_version_and_state(capsys):
     main(["plugins"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["GROUP", "NAME", "CLASS", "DISTRIBUTION", "VERSION", "STATE"]
-    cells = ["lit_tidpo.losses", "triplet", "lit_tidpo.components.triplet:TripletLoss"]
+    cells = ["lit_tidpo.losses", "triplet", "lit_tidpo.losses.triplet_loss:TripletLoss"]
     assert any(line.split() == [*cells, "lit-tidpo", "0.1.0", "ok"] for line in lines)
 
 

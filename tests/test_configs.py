@@ -9,7 +9,7 @@ from lit_tidpo.cli import main
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.plugin_parser import PluginArgumentParser, load_named_plugins
+from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))

@@ -2,13 +2,13 @@
 
 import pytest
 
-from lit_tidpo.anchors import AnchorOptions
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.errors import InputError
-from lit_tidpo.estimators.attention import AttentionImportance
-from lit_tidpo.estimators.gradient import GradientImportance
-from lit_tidpo.policy import PolicyConfig
-from lit_tidpo.weighting import Weighting
+from lit_tidpo.importance.attention_importance import AttentionImportance
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.sampling.generation import AnchorOptions
 
 
 @pytest.mark.parametrize(

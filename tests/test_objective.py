@@ -7,20 +7,20 @@ import math
 import pytest
 import torch
 
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.triplet import TripletLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError
-from lit_tidpo.estimators.gradient import GradientImportance
-from lit_tidpo.estimators.random import RandomImportance
-from lit_tidpo.estimators.uniform import UniformImportance
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.random_importance import RandomImportance
+from lit_tidpo.importance.uniform_importance import UniformImportance
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.metrics.quantities import outcome_quantities, quantity_names
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.objective import Objective
-from lit_tidpo.reference import Reference
 from lit_tidpo.structures import Forward, ModelTrace
 from lit_tidpo.testing import tiny_batch, tiny_policy
-from lit_tidpo.weighting import Weighting
 
 
 def make_objective(losses=None, loss_weights=None, importance=None, weighting=None, beta=0.1):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.grid import Task, Variant
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.locations import locate
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 Row = dict[str, Any]
 

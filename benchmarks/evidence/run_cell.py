@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.evidence.generation import generated_metrics
 from lit_tidpo.cli import main
-from lit_tidpo.export import export_checkpoint
 from lit_tidpo.locations import locate
+from lit_tidpo.models.export import export_checkpoint
 
 _CURVES = ("train/loss/", "train/rewards/accuracies")
 

@@ -17,8 +17,9 @@ from lit_tidpo.data.loaders import ResumableLoader
 from lit_tidpo.data.preparation import InvalidRows, PreparationReport, usable_rows
 from lit_tidpo.data.sampling import ResumableSampler
 from lit_tidpo.data.splits import Splits, SplitSource
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,10 +21,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_tidpo.errors import InputError, check_choice
-from lit_tidpo.hparams import plain
 from lit_tidpo.metrics import ExampleMeans
-from lit_tidpo.policy import PolicyConfig, build_policy
-from lit_tidpo.sharding import is_sharded, shard
+from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.sharding import is_sharded, shard
+from lit_tidpo.plugins.hparams import plain
 from lit_tidpo.structures import ResponseBatch
 
 LRSchedule = Literal["constant", "linear", "cosine"]

@@ -17,11 +17,7 @@ from torch.utils.data import DataLoader
 
 from lit_tidpo.contracts import NEEDS
 from lit_tidpo.errors import InputError
-from lit_tidpo.modules.rank_share import rank_share, response_batches
-from lit_tidpo.modules.runtime import from_all_ranks
-from lit_tidpo.objective import Objective
-from lit_tidpo.reference import Reference
-from lit_tidpo.reference_cache import (
+from lit_tidpo.models.kept_logps import (
     LogprobStore,
     ReleasableReference,
     complete,
@@ -31,6 +27,10 @@ from lit_tidpo.reference_cache import (
     rows_digest,
     write_part,
 )
+from lit_tidpo.models.reference import Reference
+from lit_tidpo.modules.rank_share import rank_share, response_batches
+from lit_tidpo.modules.runtime import from_all_ranks
+from lit_tidpo.objective import Objective
 from lit_tidpo.structures import ResponseBatch
 
 _OPTION = "model.reference_cache"

@@ -12,30 +12,30 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_tidpo.anchor_cache import AnchorCache
-from lit_tidpo.anchors import AnchorOptions, sample_anchors, window_batches
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError, check_choice
-from lit_tidpo.forward import Computation
-from lit_tidpo.importance_cache import WeightCache
-from lit_tidpo.layout import LayoutChoice
+from lit_tidpo.importance.kept_weights import WeightCache
+from lit_tidpo.importance.weighting import Weighting
 from lit_tidpo.metrics.quantities import (
     outcome_quantities,
     preference_quantities,
     quantity_names,
 )
+from lit_tidpo.models.forward import Computation
+from lit_tidpo.models.layout import LayoutChoice
+from lit_tidpo.models.policy import PolicyConfig, evaluating
+from lit_tidpo.models.reference import check_compatible
 from lit_tidpo.modules.base import LRSchedule
 from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.referenced import ReferencedModule
 from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, zero_loss
 from lit_tidpo.objective import Objective, Outcome
 from lit_tidpo.pair_cache import PairCache
-from lit_tidpo.policy import PolicyConfig, evaluating
-from lit_tidpo.reference import check_compatible
-from lit_tidpo.registry import IMPORTANCE, LOSSES, load
+from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
+from lit_tidpo.sampling.generation import AnchorOptions, sample_anchors, window_batches
+from lit_tidpo.sampling.kept_anchors import AnchorCache
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import Prediction, ResponseBatch
-from lit_tidpo.weighting import Weighting
 
 Evaluation = Literal["objective", "rewards"]
 NonFinite = Literal["raise", "skip"]

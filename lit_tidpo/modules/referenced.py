@@ -9,14 +9,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lit_tidpo.layout import LayoutChoice, choose_layout, head_agrees
+from lit_tidpo.models.kept_logps import ReleasableReference
+from lit_tidpo.models.layout import LayoutChoice, choose_layout, head_agrees
+from lit_tidpo.models.packing import use_packed_attention
+from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.reference import Reference, check_compatible
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.objective import Objective
-from lit_tidpo.packed_attention import use_packed_attention
-from lit_tidpo.policy import PolicyConfig, build_policy
-from lit_tidpo.reference import Reference, check_compatible
-from lit_tidpo.reference_cache import ReleasableReference
 
 
 class ReferencedModule(PolicyModule):

@@ -6,11 +6,11 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_tidpo.errors import NonFiniteError
-from lit_tidpo.forward import run_models
 from lit_tidpo.functional.preference import sequence_sum
+from lit_tidpo.models.forward import run_models
+from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
-from lit_tidpo.policy import PolicyConfig
-from lit_tidpo.reference import Reference
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
-from lit_tidpo.forward import run_models
-from lit_tidpo.hparams import plain
-from lit_tidpo.reference import Reference
+from lit_tidpo.models.forward import run_models
+from lit_tidpo.models.reference import Reference
+from lit_tidpo.plugins.hparams import plain
 from lit_tidpo.structures import ResponseBatch, TokenScores
 from lit_tidpo.testing.tiny import tiny_batch, tiny_policy, tiny_scores
 

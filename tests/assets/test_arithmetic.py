@@ -9,7 +9,8 @@ import pytest
 import lit_tidpo
 from lit_tidpo.assets.build import arithmetic, arithmetic_tokenizer
 from lit_tidpo.assets.build.arithmetic import is_right, work
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 ASSETS = Path(lit_tidpo.__file__).parent / "assets"
 FOLDER, POLICY = ASSETS / "arithmetic", ASSETS / "arithmetic_policy"

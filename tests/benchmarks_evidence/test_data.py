@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.evidence.data import flipped, planted_weights, prepared
 from benchmarks.evidence.grid import Task, Variant
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

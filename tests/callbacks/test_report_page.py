@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader
 
 from lit_tidpo import PreferenceModule
 from lit_tidpo.callbacks.report_page import ReportPage, draw_curves, token_heat_map
-from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.policy import PolicyConfig
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from lit_tidpo.data.loading import load_splits
 from lit_tidpo.data.preparation import fingerprint, tokenise_split, usable_rows
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 from .conftest import CHATML, byte_level
 
@@ -25,7 +26,8 @@ IN_ANOTHER_PROCESS = """
 import json, sys
 from lit_tidpo.data.loading import load_splits
 from lit_tidpo.data.preparation import fingerprint
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
+from lit_tidpo.models.tokenizer import load_tokenizer
 data = load_splits(sys.argv[1], cache_dir=sys.argv[3])["train"]
 print(fingerprint(data, PairTokenizer(load_tokenizer(sys.argv[2]), TokenizationOptions())))
 """

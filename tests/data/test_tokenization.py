@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 from .conftest import CHATML, SENTENCES, byte_level, word_level
 

@@ -15,10 +15,10 @@ from benchmarks.evidence.defects.scoring import (
     score_rows,
     weigh_rows,
 )
-from lit_tidpo.data.tokenization import load_tokenizer
-from lit_tidpo.estimators.gradient import GradientImportance
-from lit_tidpo.estimators.uniform import UniformImportance
-from lit_tidpo.weighting import Weighting
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.uniform_importance import UniformImportance
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
-from lit_tidpo.estimators.gradient import GradientImportance
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.metrics.quantities import (
     anchor_quantities,
@@ -19,11 +20,10 @@ from lit_tidpo.metrics.quantities import (
     preference_quantities,
     quantity_names,
 )
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.objective import Objective, Outcome
-from lit_tidpo.reference import Reference
 from lit_tidpo.structures import TokenScores
 from lit_tidpo.testing import tiny_batch, tiny_policy, tiny_scores
-from lit_tidpo.weighting import Weighting
 
 # Means
 

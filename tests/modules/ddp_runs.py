@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lit_tidpo.anchor_cache import AnchorCache
-from lit_tidpo.anchors import AnchorOptions
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.policy import LoraOptions, PolicyConfig
+from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.kept_anchors import AnchorCache
 
 from .runs import (
     NO_TRIPLET,

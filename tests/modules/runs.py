@@ -14,11 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lit_tidpo.anchors import AnchorOptions
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.data import PreferenceDataModule
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.policy import LoraOptions, PolicyConfig
+from lit_tidpo.sampling.generation import AnchorOptions
 from lit_tidpo.structures import ResponseBatch
 
 SPECIAL = ("<pad>", "<s>", "</s>")

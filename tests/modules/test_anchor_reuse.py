@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lit_tidpo import anchor_cache
-from lit_tidpo.anchors import AnchorOptions, sample_anchors
 from lit_tidpo.errors import InputError
+from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.modules import preference
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.policy import PolicyConfig, build_policy
+from lit_tidpo.sampling import kept_anchors
+from lit_tidpo.sampling.generation import AnchorOptions, sample_anchors
 
 from .runs import QUIET, SGD, Recorder, assert_same, make_data, make_module, quiet_trainer
 
@@ -34,7 +34,7 @@ def spy(monkeypatch):
         found["sampled"].append(by_pair(anchors))
         return anchors
 
-    for module in (preference, anchor_cache):
+    for module in (preference, kept_anchors):
         monkeypatch.setattr(module, "sample_anchors", sampled)
     own = PreferenceModule._anchors
 

@@ -12,16 +12,16 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.triplet import TripletLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError
-from lit_tidpo.estimators.uniform import UniformImportance
+from lit_tidpo.importance.uniform_importance import UniformImportance
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.kept_logps import ReleasableReference
+from lit_tidpo.models.policy import LoraOptions, build_policy
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.objective import Objective
-from lit_tidpo.policy import LoraOptions, build_policy
-from lit_tidpo.reference import Reference
-from lit_tidpo.reference_cache import ReleasableReference
 
 from .runs import (
     LORA,

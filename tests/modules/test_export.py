@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_tidpo.cli import main
 from lit_tidpo.errors import InputError
-from lit_tidpo.export import export_checkpoint, merge_adapters, read_checkpoint
+from lit_tidpo.models.export import export_checkpoint, merge_adapters, read_checkpoint
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.policy import PolicyConfig
 
 from .runs import (
     LORA,

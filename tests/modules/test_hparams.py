@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import lit_tidpo.importance
-from lit_tidpo.anchors import AnchorOptions
 from lit_tidpo.cli import main
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.triplet import TripletLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.errors import InputError
-from lit_tidpo.estimators.gradient import GradientImportance
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
-from lit_tidpo.weighting import Weighting
+from lit_tidpo.sampling.generation import AnchorOptions
 
 from .runs import QUIET, SGD, every_step, make_module, quiet_trainer
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_tidpo.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 
 from .runs import (
     LORA,

@@ -6,13 +6,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_tidpo.anchors import AnchorOptions
-from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
-from lit_tidpo.estimators.attention import AttentionImportance
+from lit_tidpo.importance.attention_importance import AttentionImportance
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.policy import PolicyConfig, build_policy
-from lit_tidpo.weighting import Weighting
+from lit_tidpo.sampling.generation import AnchorOptions
 
 from .runs import (
     NO_TRIPLET,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 
-from lit_tidpo.components.dpo import DPOLoss
 from lit_tidpo.errors import InputError
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.policy import PolicyConfig
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 from .runs import (

@@ -8,9 +8,9 @@ import functools
 import pytest
 import torch
 
-from lit_tidpo.anchors import AnchorOptions
+from lit_tidpo.models.policy import build_policy
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.policy import build_policy
+from lit_tidpo.sampling.generation import AnchorOptions
 
 from .runs import QUIET, Recorder, assert_same, every_step, make_data, make_module, quiet_trainer
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_tidpo.anchors import AnchorOptions
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.errors import InputError
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.sampling.generation import AnchorOptions
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 from .runs import NO_TRIPLET, QUIET, SGD, fit, make_data, make_module, quiet_trainer, write_data
@@ -51,7 +51,7 @@ def test_weights_are_those_of_the_data_at_hand(model_folder, source, other_sourc
 
 
 def test_anchors_are_those_of_the_data_at_hand(model_folder, source, other_source, monkeypatch):
-    import lit_tidpo.anchor_cache as kept
+    import lit_tidpo.sampling.kept_anchors as kept
 
     sample, prompts = kept.sample_anchors, []
 

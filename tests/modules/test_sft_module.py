@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_tidpo.errors import NonFiniteError
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.policy import PolicyConfig
 
 from .runs import QUIET, SGD, Recorder, assert_same, every_step, make_data, quiet_trainer
 

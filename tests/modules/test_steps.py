@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.triplet import TripletLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.errors import NonFiniteError
-from lit_tidpo.estimators.gradient import GradientImportance
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.modules import preference
 
 from .ddp_runs import SpoiledDPO

@@ -17,7 +17,7 @@ from benchmarks.suite import CPU, GPU, SHAPES, Group, Row, check_losses, run, su
 from benchmarks.worker import ATTENTION_FLOPS, Clock
 from benchmarks.workloads import WORKLOADS
 from lit_tidpo import PreferenceModule
-from lit_tidpo.policy import PolicyConfig
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 RESULTS = Path("benchmarks/results/cpu.json")

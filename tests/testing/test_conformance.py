@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_tidpo.components.dpo import DPOLoss
-from lit_tidpo.components.triplet import TripletLoss
-from lit_tidpo.components.weighted_dpo import WeightedDPOLoss
 from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.testing import (
     check_importance_estimator,
     check_loss_component,

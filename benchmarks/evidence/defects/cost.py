@@ -13,8 +13,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.evidence.defects.rows import DefectRow, as_batch
 from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.forward import run_models
-from lit_tidpo.reference import Reference
+from lit_tidpo.models.forward import run_models
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.structures import Forward
 
 PLAIN = frozenset({"reference.logps"})

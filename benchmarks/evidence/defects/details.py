@@ -16,8 +16,8 @@ from benchmarks.evidence.defects.measures import Interval
 from benchmarks.evidence.defects.rows import as_batch, paraphrased
 from benchmarks.evidence.defects.scoring import responses, score_rows
 from benchmarks.evidence.defects.subject import START, Subject
-from lit_tidpo.estimators.detector_training import decisive_tokens
-from lit_tidpo.policy import PolicyConfig, build_policy
+from lit_tidpo.assets.build.detector import decisive_tokens
+from lit_tidpo.models.policy import PolicyConfig, build_policy
 
 
 def contrast(subject: Subject, best: Sequence[float]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.evidence.defects.rows import MAX_LENGTH, TOKENIZER
-from lit_tidpo.estimators.detector_training import train_detector
+from lit_tidpo.assets.build.detector import train_detector
 from lit_tidpo.locations import locate
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 from torch import Tensor
 
 from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.estimators.attention import AttentionImportance
-from lit_tidpo.estimators.detector import DetectorImportance
-from lit_tidpo.estimators.gradient import GradientImportance
-from lit_tidpo.estimators.log_ratio import LogRatioImportance
-from lit_tidpo.estimators.random import RandomImportance
+from lit_tidpo.importance.attention_importance import AttentionImportance
+from lit_tidpo.importance.detector_importance import DetectorImportance
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.log_ratio_importance import LogRatioImportance
+from lit_tidpo.importance.random_importance import RandomImportance
 from lit_tidpo.structures import Forward
 
 PAPER = "gradient max_logit"

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions, load_tokenizer
+from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.locations import locate
+from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.structures import ResponseBatch
 
 MAX_LENGTH = 512

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from benchmarks.evidence.defects.rows import DefectRow, as_batch
 from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.forward import run_models
-from lit_tidpo.policy import PolicyConfig, build_policy
-from lit_tidpo.reference import Reference
+from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.models.forward import run_models
+from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.reference import Reference
 from lit_tidpo.structures import ResponseBatch
-from lit_tidpo.weighting import Weighting
 
 BATCH = 8
 

@@ -13,7 +13,7 @@ from benchmarks.evidence.defects.faithfulness import faithfulness
 from benchmarks.evidence.defects.scoring import weigh_rows
 from benchmarks.evidence.defects.stability import agreement
 from benchmarks.evidence.defects.subject import Subject
-from lit_tidpo.weighting import Weighting
+from lit_tidpo.importance.weighting import Weighting
 
 WEIGHTINGS = {
     "default": Weighting(),

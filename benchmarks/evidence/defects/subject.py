@@ -13,7 +13,7 @@ from benchmarks.evidence.defects.estimators import estimators
 from benchmarks.evidence.defects.policies import trained_policy
 from benchmarks.evidence.defects.rows import DefectRow, held_out_rows
 from benchmarks.evidence.defects.scoring import Scores, frozen_policy, score_rows
-from lit_tidpo.estimators.detector import DetectorImportance
+from lit_tidpo.importance.detector_importance import DetectorImportance
 
 START = "builtin:policy"
 

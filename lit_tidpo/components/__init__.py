@@ -1,1 +1,0 @@
-"""The built-in loss components, one file each."""

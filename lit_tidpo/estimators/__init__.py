@@ -1,1 +1,0 @@
-"""The built-in importance estimators, one file each."""

@@ -1,0 +1,121 @@
+"""From a training checkpoint to a model folder that transformers loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lit_tidpo.errors import InputError
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.tokenizer import load_tokenizer
+
+_PREFIX = "policy."
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint file.
+
+    Args:
+        path: A file that a Trainer wrote.
+
+    Returns:
+        Its content, on the CPU.
+
+    Raises:
+        InputError: If the file is missing, corrupt or not a Lightning checkpoint.
+    """
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {str(path)!r}: check the path")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): the file is "
+            "corrupt or is no checkpoint; use another one"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{str(path)!r} is no Lightning checkpoint: it has no 'state_dict'")
+    return content
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    folder: Path,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+) -> None:
+    """Write the policy of a checkpoint, with its tokenizer, for ``AutoModelForCausalLM``.
+
+    Adapters are merged into their base.
+
+    Args:
+        checkpoint: A file that ``fit`` wrote.
+        folder: New or empty folder.
+        dtype: Type of the stored weights; by default as they were trained.
+
+    Raises:
+        InputError: If the checkpoint cannot be used, or the folder holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        state = "is not empty" if folder.is_dir() else "is a file"
+        raise InputError(f"export folder {str(folder)!r} {state}: choose a new one")
+    content = read_checkpoint(checkpoint)
+    config = _policy_config(content, checkpoint)
+    # The checkpoint holds all weights: none need to be loaded first.
+    policy: Any = build_policy(dataclasses.replace(config, init="random", disable_dropout=False))
+    state = content["state_dict"]
+    weights = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}: {reason}"
+        ) from error
+    if config.lora is not None or config.adapter is not None:
+        policy = merge_adapters(policy)
+    if dtype is not None:
+        policy = policy.to(getattr(torch, dtype))
+    policy.save_pretrained(folder)
+    _tokenizer(content, config).save_pretrained(folder)
+
+
+def merge_adapters(policy: Any) -> Any:
+    """Merge LoRA adapters into their base model.
+
+    Raises:
+        InputError: If the base is quantised to 4 bits, where merging loses what was learned.
+    """
+    if getattr(policy, "is_loaded_in_4bit", False):
+        raise InputError(
+            "adapters cannot be merged into a 4-bit base without loss: load it in bfloat16 first"
+        )
+    return policy.merge_and_unload()
+
+
+def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
+    options = dict(content.get("hyper_parameters", {}).get("policy") or {})
+    if not options.get("path"):
+        raise InputError(
+            f"checkpoint {str(checkpoint)!r} does not say which model its policy is (it was "
+            "attached in Python): load it there and call policy.save_pretrained(folder)"
+        )
+    if options.get("lora") is not None:
+        options["lora"] = LoraOptions(**options["lora"])
+    return PolicyConfig(**options)
+
+
+def _tokenizer(content: dict[str, Any], config: PolicyConfig) -> Any:
+    """The tokenizer that the policy was trained with, and its chat template."""
+    data = content.get("datamodule_hyper_parameters", {})
+    if data.get("tokenizer"):
+        return load_tokenizer(
+            data["tokenizer"],
+            data.get("chat_template"),
+            data.get("tokenizer_revision"),
+            data.get("trust_remote_code", False),
+        )
+    return load_tokenizer(config.path, None, config.revision, config.trust_remote_code)

@@ -1,0 +1,235 @@
+"""Log-probs of the reference, computed once and kept on disk.
+
+Everything is named by its content: a row by its tokens, a folder by the reference, the precision
+and the rows. So a cache cannot be taken for that of another model, tokenizer, template, truncation
+or data set, and neither the order of the rows nor the split that they come from matters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lit_tidpo.errors import InputError
+from lit_tidpo.models.reference import Reference
+from lit_tidpo.structures import ResponseBatch
+
+_MANIFEST = "manifest.json"
+_KEY_BYTES = 16
+# Where a model lies and who saved it change nothing that it computes.
+_WHEREABOUTS = ("_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version")
+
+
+def row_keys(batch: ResponseBatch) -> list[bytes]:
+    """Name each row by its tokens and the length of its prompt.
+
+    Args:
+        batch: Rows of any roles.
+
+    Returns:
+        One key per row; padding and the row's place do not count.
+    """
+    tokens = batch.input_ids.long().cpu().numpy()
+    starts, ends = batch.prompt_lengths.tolist(), batch.lengths.tolist()
+    return [
+        hashlib.sha256(start.to_bytes(8, "little") + row[:end].tobytes()).digest()[:_KEY_BYTES]
+        for row, start, end in zip(tokens, starts, ends, strict=True)
+    ]
+
+
+def rows_digest(keys: Iterable[bytes]) -> str:
+    """Name a set of rows, in whatever order and number they are met."""
+    return hashlib.sha256(b"".join(sorted(set(keys)))).hexdigest()
+
+
+def describe(model: nn.Module, base_only: bool = False) -> dict[str, str]:
+    """Digests of what a model's log-probs depend on.
+
+    Args:
+        model: The model in its starting state, whole: not sharded yet.
+        base_only: Leave out what is trained, because the base under new adapters is meant.
+
+    Returns:
+        Digests of the weights and of the configuration.
+    """
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if base_only and name in trained:
+            continue
+        weights.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    settings: Any = model.config
+    parts: dict[str, Any] = {
+        "model": settings.to_dict(),
+        "attention": getattr(settings, "_attn_implementation", None),
+    }
+    if not base_only:
+        for name, adapter in getattr(model, "peft_config", {}).items():
+            parts[f"adapter {name}"] = adapter.to_dict()
+    for part in parts.values():
+        if isinstance(part, dict):
+            for name in _WHEREABOUTS:
+                part.pop(name, None)
+    return {"weights": weights.hexdigest(), "config": fingerprint(parts)}
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Digest of plain data; a set counts as its sorted entries."""
+    text = json.dumps(content, sort_keys=True, default=_as_json)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def write_part(file: Path, rows: Mapping[bytes, Tensor]) -> None:
+    """Write the log-probs of some rows.
+
+    Args:
+        file: New file in the folder that :func:`complete` will move.
+        rows: Log-probs of the response tokens by the row's key, fp32, at least one row.
+    """
+    tensors = {
+        "keys": torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8),
+        "lengths": torch.tensor([len(row) for row in rows.values()]),
+        "logps": torch.cat(list(rows.values())),
+    }
+    save_file(tensors, file)
+
+
+def complete(partial: Path, folder: Path, content: Mapping[str, Any]) -> None:
+    """Make a folder of written parts a cache, at one blow.
+
+    Args:
+        partial: The parts.
+        folder: Where they belong; if it is there already, another run was faster and the parts go.
+        content: What the log-probs were made of; ``folder`` is named by its fingerprint.
+    """
+    parts = {file.name: _file_digest(file) for file in sorted(partial.iterdir())}
+    text = json.dumps({"content": content, "parts": parts}, indent=2)
+    (partial / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial)
+
+
+def _file_digest(file: Path) -> str:
+    hashed = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+class LogprobStore:
+    """Log-probs of rows, read from completed folders; the files stay on disk until looked at."""
+
+    def __init__(self) -> None:
+        self._logps: list[Tensor] = []
+        self._places: dict[bytes, tuple[int, int, int]] = {}  # part, first and last + 1
+
+    def open(self, folder: Path) -> None:
+        """Add the rows of a folder.
+
+        Args:
+            folder: What :func:`complete` left.
+
+        Raises:
+            InputError: If anything in it is missing or is not what was written.
+        """
+        try:
+            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            sound = fingerprint(manifest["content"]) == folder.name and all(
+                _file_digest(folder / name) == digest for name, digest in manifest["parts"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(folder) from error
+        if not sound:
+            raise _damaged(folder)
+        for name in manifest["parts"]:
+            self._add(load_file(folder / name))
+
+    def _add(self, part: Mapping[str, Tensor]) -> None:
+        keys = part["keys"].numpy().tobytes()
+        ends = part["lengths"].cumsum(0).tolist()
+        for row, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            key = keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES]
+            self._places[key] = (len(self._logps), start, end)
+        self._logps.append(part["logps"])
+
+    def lookup(self, batch: ResponseBatch) -> Tensor:
+        """Log-probs of a batch.
+
+        Args:
+            batch: Rows of any roles.
+
+        Returns:
+            Log-probs of the response tokens in nats, zero elsewhere, ``[N, T]``, where the batch
+            is.
+
+        Raises:
+            InputError: If a row is not there.
+        """
+        found = torch.zeros(batch.input_ids.shape)
+        starts, ends = batch.prompt_lengths.tolist(), batch.lengths.tolist()
+        for row, key in enumerate(row_keys(batch)):
+            place = self._places.get(key)
+            if place is None or place[2] - place[1] != ends[row] - starts[row]:
+                pair = batch.index[row % batch.size].item()
+                raise InputError(
+                    f"model.reference_cache has no log-probs of pair {pair} of the data set with "
+                    "these tokens: expected the rows that the data had before the first step; "
+                    "leave reference_cache out for data that change"
+                )
+            part, first, last = place
+            found[row, starts[row] : ends[row]] = self._logps[part][first:last]
+        return found.to(batch.input_ids.device)
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(
+        f"the reference cache {str(folder)!r} is damaged or cannot be read: delete that folder, "
+        "and it is computed again"
+    )
+
+
+class ReleasableReference(Reference):
+    """A reference that can leave the memory; if it has to run afterwards, it is built again.
+
+    Args:
+        model: A frozen model of its own.
+        build: Builds the same model again, from its source and never from a trained policy.
+    """
+
+    def __init__(self, model: nn.Module, build: Callable[[], nn.Module]) -> None:
+        super().__init__(model)
+        self._build = build
+
+    @contextmanager
+    def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+        """Hand out the model, built if need be; see :meth:`Reference.active`."""
+        if self.model is None:
+            # Validation runs in inference mode, whose tensors could serve no graph later on, and
+            # building must not move what training draws.
+            with torch.inference_mode(False), torch.random.fork_rng([]):
+                self.model = self._build().requires_grad_(False).eval()
+        with super().active(policy, device) as model:
+            yield model
+
+    def release(self) -> None:
+        """Let go of the model."""
+        self.model = None

@@ -1,0 +1,60 @@
+"""Loading the tokenizer of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_tidpo.errors import InputError
+from lit_tidpo.locations import check_revision, locate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(
+    source: str,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, with another chat template if one is given.
+
+    Args:
+        source: Path, name on the Hub, or ``builtin:NAME``.
+        chat_template: Jinja text or path of a template.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Let the repository run its own code.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        InputError: If there is no tokenizer or no template.
+    """
+    from transformers import AutoTokenizer
+
+    path = locate(source)
+    check_revision("tokenizer_revision", revision, source)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"no tokenizer at {source!r}: check the path or name ({error})") from error
+    if chat_template is not None:
+        tokenizer.chat_template = _template_text(chat_template)
+    return tokenizer
+
+
+def _template_text(template: str) -> str:
+    if "{{" in template or "{%" in template:
+        return template
+    path = Path(template).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"chat_template must be Jinja text or a file; there is none at {template!r}"
+        )
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""How estimators and losses are found, named, parsed and stored."""

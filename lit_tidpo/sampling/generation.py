@@ -1,0 +1,255 @@
+"""Anchors: responses sampled from the policy during training (TI-DPO, Eq. 13)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.models.policy import evaluating
+from lit_tidpo.structures import ResponseBatch
+
+Source = Literal["prompt", "chosen_prefix"]
+
+
+@dataclass(frozen=True)
+class AnchorOptions:
+    """How anchors are sampled.
+
+    Attributes:
+        source: Sample from the ``prompt``, or continue a prefix of the chosen response
+            (``chosen_prefix``).
+        prefix_fraction: Share of the chosen response that ``chosen_prefix`` starts from.
+        max_new_tokens: Sampled tokens at the most.
+        temperature: Divides the logits before sampling.
+        top_k: Sample among this many tokens only; 0 among all.
+        top_p: Sample among the likeliest tokens of this total probability only.
+        reuse_steps: Optimizer steps for which anchors are sampled in one go, by the policy of the
+            first of them, and kept; 1 samples at each step by the policy of that step. With a
+            loader of another library, only pairs that come again within them share an anchor.
+    """
+
+    source: Source = "prompt"
+    prefix_fraction: float = 0.5
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_k: int = 50
+    top_p: float = 0.95
+    reuse_steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_choice("anchor.source", self.source, Source)
+        if self.max_new_tokens < 1:
+            raise InputError(f"anchor.max_new_tokens={self.max_new_tokens}: expected 1 or more")
+        if self.reuse_steps < 1:
+            raise InputError(f"anchor.reuse_steps={self.reuse_steps}: expected 1 or more")
+        if self.top_k < 0:
+            raise InputError(f"anchor.top_k={self.top_k}: expected 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"anchor.top_p={self.top_p}: expected more than 0, and 1 at the most")
+        if not self.temperature > 0:
+            raise InputError(f"anchor.temperature={self.temperature}: expected more than 0")
+        if not 0 < self.prefix_fraction < 1:
+            raise InputError(f"anchor.prefix_fraction={self.prefix_fraction}: expected 0 to 1")
+        if self.source == "prompt" and self.prefix_fraction != 0.5:
+            raise InputError("anchor.prefix_fraction has no effect with anchor.source='prompt'")
+
+
+def window_batches(reuse_steps: int, accumulated: int) -> int:
+    """Batches whose anchors are sampled in one go.
+
+    Args:
+        reuse_steps: Optimizer steps for which anchors are kept.
+        accumulated: Batches of an optimizer step.
+    """
+    return reuse_steps * accumulated if reuse_steps > 1 else 1
+
+
+def sample_anchors(
+    policy: Any, batch: ResponseBatch, options: AnchorOptions, synced: bool = False
+) -> ResponseBatch:
+    """Sample one anchor for each pair.
+
+    Generation runs in eval mode with a KV cache; modes are restored. It draws from torch's global
+    generator: seed that to repeat it.
+
+    Args:
+        policy: The model, with ``generate``.
+        batch: Rows with the role ``chosen``.
+        options: How to sample.
+        synced: Keep ranks in step, for sharded models.
+
+    Returns:
+        Right-padded rows of the single role ``anchor``, each up to and including its first
+        end-of-sequence token.
+
+    Raises:
+        InputError: If a context leaves no room for a new token.
+    """
+    rows = batch.role("chosen")
+    contexts = _context_lengths(rows, options)
+    prompts, mask = _left_padded(rows.input_ids, contexts)
+    width = prompts.shape[1]
+    with torch.no_grad(), evaluating(policy), _plain_sampling(policy):
+        generated = policy.generate(
+            input_ids=prompts,
+            attention_mask=mask,
+            do_sample=False,
+            logits_processor=[_Sampler(options)],
+            max_new_tokens=_room(policy, width, options.max_new_tokens),
+            synced_gpus=synced,
+            **_cache(policy, width + options.max_new_tokens),
+        )
+    new_tokens = generated[:, width:]
+    lengths = contexts + _lengths_to_first_end(new_tokens, _end_ids(policy))
+    return ResponseBatch(
+        input_ids=_right_padded(generated, width - contexts, lengths),
+        prompt_lengths=rows.prompt_lengths,
+        lengths=lengths,
+        roles=("anchor",),
+        index=batch.index,
+        counted=batch.counted,
+    )
+
+
+@contextmanager
+def _plain_sampling(policy: Any) -> Iterator[None]:
+    """Leave out what the model's own generation settings would add, such as a repetition penalty.
+
+    An anchor is a sample of the policy as it is. Settings passed to ``generate`` are filled up from
+    the model's, so those are exchanged.
+    """
+    from transformers import GenerationConfig
+
+    # peft's wrapper hands its settings on to the model inside.
+    inner = _inner(policy)
+    models = [policy] if inner is policy else [policy, inner]
+    settings = [model.generation_config for model in models]
+    ends, pad = _end_ids(policy) or None, _pad_id(policy)
+    policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        for model, own in zip(models, settings, strict=True):
+            model.generation_config = own
+
+
+def _inner(policy: Any) -> Any:
+    """The model inside peft's wrapper; a policy without one is that model."""
+    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+
+
+def _cache(policy: Any, positions: int) -> dict[str, Any]:
+    """A cache with all its room from the start: the usual one is copied at every token.
+
+    Under autocast keys and values differ in dtype, which a cache made at once cannot hold. In a
+    synchronised run this rank goes on with the others when it is done, so its own room does
+    not tell how many tokens come.
+    """
+    from transformers import StaticCache
+
+    model = _inner(policy)
+    config = model.config.get_text_config(decoder=True)
+    # Other models attend by the length of the cache, such as GPT-Neo; ALiBi of Falcon does, too.
+    fits = getattr(model, "_can_compile_fullgraph", False) and not getattr(config, "alibi", False)
+    # The second is the name before transformers 5.24, whose state-space models have neither.
+    names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}
+    autocast = torch.is_autocast_enabled(next(model.parameters()).device.type)
+    if not (fits and names) or autocast:
+        return {"use_cache": True}
+    cache = StaticCache(config, max_cache_len=positions)
+    return {"use_cache": True, names.pop(): cache, "disable_compile": True}
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Samples the next token, of which ``generate`` then takes the only one that is left.
+
+    Top-k, then top-p among those k. ``generate`` would draw a number for each entry of the
+    vocabulary and sort it for top-p, at every token.
+
+    Attributes:
+        options: How to sample.
+    """
+
+    options: AnchorOptions
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Leave one token in, by the logits of all, ``[N, V]`` both."""
+        size = scores.shape[-1]
+        top, tokens = scores.topk(min(self.options.top_k or size, size))
+        shares = (top / self.options.temperature).softmax(-1, dtype=torch.float32)
+        if self.options.top_p < 1:
+            # A token stays while those before it have less than top_p; the first always does.
+            shares = shares.masked_fill(_before(shares) >= self.options.top_p, 0.0)
+        choice = tokens.gather(-1, torch.multinomial(shares, 1))
+        return torch.full_like(scores, -torch.inf).scatter(-1, choice, 0.0)
+
+
+def _before(shares: Tensor) -> Tensor:
+    """Total of the shares before each one; a GPU adds up in any order, where that may be."""
+    place = "cpu" if torch.are_deterministic_algorithms_enabled() else shares.device
+    moved = shares.to(place)
+    return (moved.cumsum(-1) - moved).to(shares.device)
+
+
+def _context_lengths(rows: ResponseBatch, options: AnchorOptions) -> Tensor:
+    if options.source == "prompt":
+        return rows.prompt_lengths
+    responses = rows.lengths - rows.prompt_lengths
+    # At least one token of the response stays to be sampled.
+    prefix = (responses * options.prefix_fraction).long().clamp(max=responses - 1)
+    return rows.prompt_lengths + prefix
+
+
+def _left_padded(input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the first ``lengths`` tokens of each row to its right end."""
+    width = int(lengths.max())
+    shifted = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
+    mask = shifted >= 0
+    return input_ids.gather(-1, shifted.clamp(min=0)).masked_fill(~mask, 0), mask.long()
+
+
+def _right_padded(generated: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
+    """Move each row's tokens, which start at its offset, to its left end."""
+    positions = torch.arange(int(lengths.max()), device=generated.device)
+    source = (positions + offsets[:, None]).clamp(max=generated.shape[1] - 1)
+    return generated.gather(-1, source).masked_fill(positions >= lengths[:, None], 0)
+
+
+def _lengths_to_first_end(tokens: Tensor, ends: list[int]) -> Tensor:
+    """Tokens up to and including the first end-of-sequence token, ``[B]``."""
+    is_end = torch.isin(tokens, torch.tensor(ends, device=tokens.device, dtype=tokens.dtype))
+    return ((is_end.cumsum(-1) - is_end.long()) == 0).sum(-1)
+
+
+def _room(policy: Any, context: int, wanted: int) -> int:
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    room = wanted if limit is None else min(wanted, limit - context)
+    if room < 1:
+        raise InputError(
+            f"no room for an anchor: the longest context has {context} tokens and the policy takes "
+            f"{limit}; lower data.max_prompt_length"
+        )
+    return room
+
+
+def _end_ids(policy: Any) -> list[int]:
+    ends = policy.generation_config.eos_token_id
+    if ends is None:
+        ends = policy.config.get_text_config().eos_token_id
+    if ends is None:
+        return []
+    return [ends] if isinstance(ends, int) else list(ends)
+
+
+def _pad_id(policy: Any) -> int:
+    """Any token: what is padded is found by its length."""
+    pad = policy.generation_config.pad_token_id
+    return int(pad) if pad is not None else next(iter(_end_ids(policy)), 0)
