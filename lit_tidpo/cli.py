@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,18 +14,17 @@ from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.callbacks.token_writer import TokenWriter, log_folder
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.models.export import export_checkpoint, read_checkpoint
+from lit_tidpo.models.needs import describe_needs
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, distribution, inspect
 from lit_tidpo.sampling.generation import window_batches
-
-# Lightning 2.6 calls what newer jsonargparse deprecates: nothing that a user of ours could mend.
-os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc", "registry"}
 
@@ -36,6 +34,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   fit, validate, test, predict   preference optimisation (lit-tidpo fit --help)
   sft fit|validate|test          supervised fine-tuning on the chosen responses
   plugins                        importance estimators and losses that can be chosen
+  plugins --needs                what estimators and losses can ask for
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
 """
 
@@ -155,18 +154,26 @@ def _sft(args: list[str]) -> None:
 
 
 def _list_plugins(args: list[str]) -> None:
+    if args == ["--needs"]:
+        _print_table([("NEED", "SHAPE", "WHAT IT IS"), *describe_needs()])
+        return
     if args:
-        raise InputError(f"plugins takes no arguments, got {args}")
+        raise InputError(f"plugins takes --needs or nothing, got {args}")
     bases: dict[str, type] = {IMPORTANCE: ImportanceEstimator, LOSSES: LossComponent}
     rows = [("GROUP", "NAME", "CLASS", "DISTRIBUTION", "VERSION", "STATE")]
     for group, base in bases.items():
         for entry, class_path, state in inspect(group, base):
             owner, version = distribution(entry).split()
             rows.append((group, entry.name, class_path, owner, version, state))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join([*cells, row[5]]) + "\n")
+    _print_table(rows)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows in columns; the last one is as long as it is."""
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    for *cells, last in rows:
+        padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+        sys.stdout.write("  ".join([*padded, last]) + "\n")
 
 
 def _export(args: list[str]) -> None:

@@ -34,3 +34,17 @@ def check_choice(name: str, value: object, choices: Any) -> None:
     """
     if value not in get_args(choices):
         raise InputError(f"{name}={value!r}: expected one of {get_args(choices)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Refuse a number that is not finite and above 0.
+
+    Args:
+        name: Name of the setting.
+        value: What was given.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name}={value}: expected a finite number above 0")

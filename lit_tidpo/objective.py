@@ -1,51 +1,58 @@
-"""The training objective: importance weights and a weighted sum of loss components."""
+"""The training objective: importance weights and a weighted sum of losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
-from lit_tidpo.errors import InputError, NonFiniteError
-from lit_tidpo.importance.weighting import Weighting
-from lit_tidpo.models.forward import Computation, run_batches
-from lit_tidpo.models.reference import Reference
-from lit_tidpo.structures import Forward, ModelTrace, Prediction, ResponseBatch, TokenScores
+from lit_tidpo.errors import InputError, NonFiniteError, check_choice
+from lit_tidpo.functional.importance import Scale, scale_weights
+from lit_tidpo.importance.base import ImportanceEstimator, checked_scores, walk
+from lit_tidpo.losses.base import LossComponent, LossContext, LossValues
+from lit_tidpo.models.models import Models
+from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, check_needs, find, models_of
+from lit_tidpo.structures import Prediction, ResponseBatch, Results
 
 _LOG_RATIOS = frozenset({"reference.logps"})
 
 
 @dataclass
-class Outcome:
+class ObjectiveValues:
     """What the objective makes of a batch.
 
     Attributes:
-        loss: Weighted sum of the components, ``[B]``, inside the graph.
-        components: Loss of each component by name, unweighted, ``[B]`` each.
-        scores: Per-token results by role.
-        weights: Importance weights of all rows, ``[N, T]``, or None where no component asks.
+        loss: Weighted sum of the losses, ``[B]``, inside the graph.
+        losses: Each loss by name, unweighted, ``[B]`` each.
+        quantities: What losses log of their own, as ``NAME/QUANTITY``, ``[B]`` each.
+        context: What the losses saw: results by role.
     """
 
     loss: Tensor
-    components: dict[str, Tensor]
-    scores: dict[str, TokenScores]
-    weights: Tensor | None
+    losses: dict[str, Tensor]
+    quantities: dict[str, Tensor]
+    context: LossContext
+
+    @property
+    def weights(self) -> Tensor | None:
+        """Importance weights of all rows, ``[N, T]``, or None where no loss asks."""
+        return self.context.responses.get("weights")
 
 
 class Objective:
-    """Runs the models once for what all components need together, and adds the components up.
+    """Asks the models once for what all components need together, and adds the losses up.
 
     Args:
         importance: Scores the tokens.
-        weighting: Turns scores into weights.
-        losses: Components by name.
-        loss_weights: Factor of each component, its own where absent; at 0 it computes nothing.
-        beta: Inverse temperature of the implicit reward, per nat.
-        computation: How rows go through the models.
+        scale: What is 1 of the weights that scores become, see
+            :func:`lit_tidpo.functional.scale_weights`.
+        losses: Losses by name.
+        loss_weights: Factor of each loss, its own where absent; at 0 it computes nothing.
+        models: Names of the models that there are besides policy and reference.
 
     Raises:
         InputError: If a name or a need is unknown, or nothing is left to train on.
@@ -54,11 +61,10 @@ class Objective:
     def __init__(
         self,
         importance: ImportanceEstimator,
-        weighting: Weighting,
+        scale: Scale,
         losses: Mapping[str, LossComponent],
         loss_weights: Mapping[str, float],
-        beta: float,
-        computation: Computation = Computation(),  # noqa: B008  (frozen)
+        models: tuple[str, ...] = (),
     ) -> None:
         unknown = sorted(loss_weights.keys() - losses.keys())
         if unknown:
@@ -66,172 +72,205 @@ class Objective:
         endless = {name: factor for name, factor in loss_weights.items() if not isfinite(factor)}
         if endless:
             raise InputError(f"loss_weights={endless}: expected finite numbers")
-        if not (beta > 0 and isfinite(beta)):
-            raise InputError(f"beta={beta}: expected a finite number above 0")
+        check_choice("weight_scale", scale, Scale)
         self.importance = importance
-        self.weighting = weighting
-        self.beta = beta
-        self.computation = computation
+        self.scale = scale
         self.factors = {
             name: loss_weights.get(name, part.default_weight) for name, part in losses.items()
         }
         self.losses = {name: part for name, part in losses.items() if self.factors[name] != 0}
         if not self.losses:
             raise InputError(f"every loss has the weight 0: {self.factors}; give one a weight")
-        self._check_components()
+        self._check(models)
 
-    def _check_components(self) -> None:
-        for name, component in self.losses.items():
-            check_needs(f"loss {name!r}", component.needs)
+    def _check(self, models: tuple[str, ...]) -> None:
+        for name, loss in self.losses.items():
+            check_needs(f"loss {name!r}", loss.needs, models)
         label = f"importance {type(self.importance).__name__}"
-        check_needs(label, self.importance.needs)
-        unavailable = self.importance.needs & {"weights", "anchor"}
+        check_needs(label, self.importance.needs, models)
+        unavailable = self.importance.needs & set(FROM_THE_RUN)
         if unavailable:
             raise InputError(f"{label} needs {sorted(unavailable)}, which only a loss can ask for")
+        for estimator in walk(self.importance):
+            trained = isinstance(estimator, nn.Module) and any(
+                parameter.requires_grad for parameter in estimator.parameters()
+            )
+            if trained and not estimator.learned:
+                raise InputError(
+                    f"importance {type(estimator).__name__} has parameters to train, but its "
+                    "scores are data: let the class say learned = True, or freeze them"
+                )
+
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """What the losses need together."""
+        return frozenset[str]().union(*(part.needs for part in self.losses.values()))
+
+    @cached_property
+    def importance_needs(self) -> frozenset[str]:
+        """What the estimator needs; nothing where no loss asks for weights."""
+        return self.importance.needs if "weights" in self.needs else frozenset()
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What the components need together; rewards always need the reference's log-probs."""
-        return _LOG_RATIOS.union(*(part.needs for part in self.losses.values()))
+    def models(self) -> frozenset[str]:
+        """Names of the models that a component asks for something."""
+        return models_of(self.needs | self.importance.needs)
 
-    def importance_needs(self) -> frozenset[str]:
-        """What the estimator needs; nothing where no component asks for weights."""
-        return self.importance.needs if "weights" in self.needs else frozenset()
+    @cached_property
+    def beta(self) -> float:
+        """Inverse temperature that rewards are reported in: that of the first loss with one."""
+        betas = (getattr(loss, "beta", None) for loss in self.losses.values())
+        return float(next((beta for beta in betas if beta is not None), 1.0))
 
     def evaluate(
         self,
-        policy: nn.Module,
-        reference: Reference,
+        models: Models,
         batch: ResponseBatch,
         anchors: ResponseBatch | None = None,
         weights: Tensor | None = None,
-        reference_logps: Tensor | None = None,
-    ) -> Outcome:
-        """Compute the loss of each pair.
+        step: int = 0,
+        share: float | None = None,
+    ) -> ObjectiveValues:
+        """Compute the loss of each prompt.
 
         Args:
-            policy: The policy.
-            reference: What it is compared with.
-            batch: Rows of the roles ``chosen`` and ``rejected``.
-            anchors: Rows of the role ``anchor``, where a component asks for them.
+            models: The models.
+            batch: Rows of the data.
+            anchors: Sampled rows with the same prompts, where a loss asks for them.
             weights: Weights from an earlier step, ``[N, T]``; None computes them.
-            reference_logps: The reference's log-probs of ``batch``, ``[N, T]``, if they are known;
-                None runs the reference.
+            step: Optimizer step, from 0.
+            share: Share of the run that is done; None where its end is not known.
 
         Returns:
-            Losses and per-token results.
+            Losses and what they saw.
 
         Raises:
             NonFiniteError: If a loss is NaN or infinite.
         """
-        asked = self.needs if weights is not None else self.needs | self.importance_needs()
-        forward, *rest = self.run(policy, reference, batch, asked, reference_logps, anchors)
-        raw_scores = None
-        if weights is None and "weights" in self.needs:
-            raw_scores, weights = self.weigh(forward)
-        scores = _by_role(forward, weights, raw_scores)
-        for anchor in rest:
-            scores |= _by_role(anchor)
-        components = {name: part.loss(scores, self.beta) for name, part in self.losses.items()}
-        _check_finite(components, batch)
-        total = sum(self.factors[name] * loss for name, loss in components.items())
+        asked = self.needs if weights is not None else self.needs | self.importance_needs
+        requests = [(batch, asked | _log_ratios(models))]
+        if anchors is not None:
+            requests.append((anchors, _log_ratios(models)))
+        responses, *rest = self.ask(models, *requests)
+        if weights is not None:
+            responses["weights"] = weights
+        elif "weights" in self.needs:
+            self.weigh(responses)
+        context = LossContext(responses, rest[0] if rest else None, step, share)
+        losses, quantities = {}, {}
+        for name, part in self.losses.items():
+            found = part.loss(context)
+            found = LossValues(found) if isinstance(found, Tensor) else found
+            if not isinstance(found, LossValues):
+                raise InputError(
+                    f"loss {name!r} returns a {type(found).__name__}; expected a tensor, or "
+                    "LossValues"
+                )
+            losses[name] = _by_prompt(f"loss {name!r}", found.values, part, batch)
+            _check_quantities(name, found.quantities, part, batch)
+            for key, value in found.quantities.items():
+                quantities[f"{name}/{key}"] = value.detach().expand(batch.size)
+        _check_finite(losses, batch)
+        total = sum(self.factors[name] * loss for name, loss in losses.items())
         assert isinstance(total, Tensor)
-        return Outcome(total, components, scores, weights)
+        return ObjectiveValues(total, losses, quantities, context)
 
-    def log_ratios(
-        self,
-        policy: nn.Module,
-        reference: Reference,
-        batch: ResponseBatch,
-        reference_logps: Tensor | None = None,
-    ) -> dict[str, TokenScores]:
+    def log_ratios(self, models: Models, batch: ResponseBatch) -> LossContext:
         """Log-probs of policy and reference alone, by role; see :meth:`evaluate`."""
-        return _by_role(self.run(policy, reference, batch, _LOG_RATIOS, reference_logps)[0])
+        return LossContext(self.ask(models, (batch, _log_ratios(models)))[0])
 
-    def explain(self, policy: nn.Module, reference: Reference, batch: ResponseBatch) -> Prediction:
+    def explain(self, models: Models, batch: ResponseBatch) -> Prediction:
         """Per-token results of a batch, weights always among them, detached.
 
         Args:
-            policy: The policy.
-            reference: What it is compared with.
+            models: The models.
             batch: Rows of any roles.
 
         Returns:
-            The batch and its results by role.
+            The batch and every number per token that was computed of it.
         """
-        asked = self.importance.needs | _LOG_RATIOS | {"kl"}
-        forward = self.run(policy, reference, batch, asked)[0]
-        raw_scores, weights = self.weigh(forward)
-        forward.policy.logps = forward.policy.logps.detach()
-        forward.kl = None if forward.kl is None else forward.kl.detach()
-        return Prediction(batch, _by_role(forward, weights, raw_scores))
+        more = _log_ratios(models) | ({"reference.kl"} if "reference" in models.others else set())
+        (results,) = self.ask(models, (batch, self.importance.needs | more))
+        self.weigh(results)
+        values = {
+            need: value.detach()
+            for need, value in results.items()
+            if need == "scores" or find(need).shape == "[N, T]"
+        }
+        return Prediction(batch, values)
 
-    def run(
-        self,
-        policy: nn.Module,
-        reference: Reference,
-        batch: ResponseBatch,
-        needs: frozenset[str],
-        reference_logps: Tensor | None = None,
-        anchors: ResponseBatch | None = None,
-    ) -> list[Forward]:
-        """Run the models, sparing the reference where its log-probs are known and suffice.
+    def ask(self, models: Models, *requests: tuple[ResponseBatch, frozenset[str]]) -> list[Results]:
+        """What is needed of batches, from the models and from the data.
 
         Args:
-            policy: The policy.
-            reference: What it is compared with.
-            batch: Rows to run.
-            needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
-            reference_logps: The reference's log-probs of the batch, ``[N, T]``, or None.
-            anchors: Rows with the same prompts, of which log-ratios alone are needed, or None.
+            models: The models.
+            requests: Batches, each with what is needed of it.
 
-        Returns:
-            The forward of the batch, and that of the anchors if there are any.
+        Raises:
+            InputError: If the data do not have it.
         """
-        requests = [(batch, needs if reference_logps is None else needs - _LOG_RATIOS)]
-        if anchors is not None:
-            requests.append((anchors, _LOG_RATIOS))
-        forwards = run_batches(policy, reference, requests, self.computation)
-        if reference_logps is not None and forwards[0].reference is None:
-            forwards[0].reference = ModelTrace(reference_logps)
-        return forwards
+        apart = set(FROM_THE_DATA) | set(FROM_THE_RUN)
+        found = models.run([(batch, needs - apart) for batch, needs in requests])
+        for (batch, needs), results in zip(requests, found, strict=True):
+            for need in sorted(needs & set(FROM_THE_DATA)):
+                value = getattr(batch, need)
+                if value is None:
+                    raise InputError(
+                        f"a component needs {need!r}, {find(need).words}, but the batch has none"
+                    )
+                results[need] = value
+        return found
 
-    def weigh(self, forward: Forward) -> tuple[Tensor, Tensor]:
-        """Raw scores and weights of a forward, detached, ``[N, T]`` each."""
-        raw_scores = self.importance.scores(forward).detach()
-        return raw_scores, self.weighting.weights(raw_scores, forward.batch)
+    def weigh(self, results: Results) -> None:
+        """Add the ``weights`` that the estimator's scores become, ``[N, T]``, and the ``scores``.
+
+        Of an estimator that is made of others, ``scores`` are those of the first one inside.
+        """
+        scores = checked_scores(self.importance, results)
+        results.setdefault("scores", scores.detach())
+        results["weights"] = scale_weights(scores, results.mask, self.scale)
 
 
-def _by_role(
-    forward: Forward, weights: Tensor | None = None, raw_scores: Tensor | None = None
-) -> dict[str, TokenScores]:
-    """Cut a forward into the results of each role."""
-    reference = None if forward.reference is None else forward.reference.logps.detach()
+def _log_ratios(models: Models) -> frozenset[str]:
+    """What rewards are made of, where there is a reference."""
+    return _LOG_RATIOS if "reference" in models.others else frozenset()
 
-    def cut(rows: slice) -> TokenScores:
-        return TokenScores(
-            mask=forward.batch.response_mask[rows],
-            policy_logps=forward.policy.logps[rows],
-            reference_logps=None if reference is None else reference[rows],
-            kl=None if forward.kl is None else forward.kl[rows],
-            weights=None if weights is None else weights[rows],
-            raw_scores=None if raw_scores is None else raw_scores[rows],
+
+def _by_prompt(label: str, values: Tensor, part: LossComponent, batch: ResponseBatch) -> Tensor:
+    """One value for each prompt."""
+    if values.shape == batch.index.shape:
+        return values
+    if part.unit == "batch" and values.dim() == 0:
+        return values.expand(batch.size)
+    raise InputError(
+        f"{label} has the shape {tuple(values.shape)}; expected ({batch.size},), one value for "
+        f"each {'pair' if part.unit == 'pair' else 'prompt'}"
+    )
+
+
+def _check_quantities(
+    name: str, found: Mapping[str, Tensor], part: LossComponent, batch: ResponseBatch
+) -> None:
+    unnamed = sorted(found.keys() - set(part.quantities))
+    if unnamed:
+        raise InputError(
+            f"loss {name!r} logs {unnamed}: name them in the class attribute quantities, so that "
+            "all ranks know of them"
         )
-
-    return {role: cut(forward.batch.rows(role)) for role in forward.batch.roles}
-
-
-def _check_finite(components: Mapping[str, Tensor], batch: ResponseBatch) -> None:
-    for name, loss in components.items():
-        if loss.shape != (batch.size,):
+    for key, value in found.items():
+        if not isinstance(value, Tensor) or value.shape not in ((), batch.index.shape):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
-                f"loss {name!r} has the shape {tuple(loss.shape)}; expected ({batch.size},), one "
-                "value for each pair"
+                f"loss {name!r} logs {key!r} as {shape}; expected a tensor of one value, or of "
+                f"{batch.size}, one for each prompt"
             )
-    finite = torch.stack([loss.detach().isfinite() for loss in components.values()])
+
+
+def _check_finite(losses: Mapping[str, Tensor], batch: ResponseBatch) -> None:
+    finite = torch.stack([loss.detach().isfinite() for loss in losses.values()])
     if bool(finite.all()):
         return
-    for name, good in zip(components, finite, strict=True):
+    for name, good in zip(losses, finite, strict=True):
         if not bool(good.all()):
             raise NonFiniteError(
                 f"loss {name!r} is NaN or infinite for the pairs {batch.index[~good].tolist()} of "

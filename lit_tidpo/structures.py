@@ -1,11 +1,11 @@
-"""The plain structures that a preference pair turns into on its way to the loss.
+"""The plain structures that preference data turn into on their way to the loss.
 
 Shape legend, used all over the package:
 
 ====  =====================================================================================
-``B``  prompts (preference pairs) in a batch
+``B``  prompts (groups of responses; a preference pair is a group of two) in a batch
 ``M``  response tokens of all rows together
-``N``  rows (responses) in a batch: ``B`` times the number of roles, role by role
+``N``  rows (responses) in a batch, role by role, in each role by prompt
 ``T``  token positions of a row: prompt, response, right padding
 ``V``  vocabulary entries
 ``H``  width of the embeddings
@@ -18,13 +18,18 @@ the token ``input_ids[:, t]``, whose log-prob the model predicts at position ``t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from lit_tidpo.errors import InputError
+
+Holders = tuple[tuple[int, ...], ...]
 
 
 @dataclass
@@ -35,11 +40,16 @@ class ResponseBatch:
         input_ids: Token ids, ``[N, T]``.
         prompt_lengths: Tokens of the prompt in each row, ``[N]``.
         lengths: Tokens of prompt and response in each row, ``[N]``.
-        roles: Names of the roles; rows ``k * B`` to ``(k + 1) * B`` hold the role ``roles[k]``.
-        index: Position of each pair in its data set, ``[B]``.
-        counted: False for a pair that only fills up a distributed batch, ``[B]`` bool.
+        roles: Names of the roles, in the order of their rows.
+        index: Position of each group in its data set, ``[B]``.
+        counted: False for a group that only fills up a distributed batch, ``[B]`` bool.
         supplied_weights: Token weights that came with the data, ``[N, T]``, or None.
         upcoming: Chosen rows of the batches that follow, where this one starts a window.
+        holders: For each role the prompts, ``0 .. B - 1``, that have such a response; every prompt
+            has the first role. None where every prompt has every role, as pairs do.
+        rewards: A number for each response that came with the data, ``[N]``, or None.
+        behaviour_logps: Log-probs under the model that wrote the responses, ``[N, T]``, or None.
+        sampled: Whether the policy wrote the responses during this run.
     """
 
     input_ids: Tensor
@@ -50,11 +60,30 @@ class ResponseBatch:
     counted: Tensor
     supplied_weights: Tensor | None = None
     upcoming: tuple[ResponseBatch, ...] = ()
+    holders: Holders | None = None
+    rewards: Tensor | None = None
+    behaviour_logps: Tensor | None = None
+    sampled: bool = False
+
+    def __post_init__(self) -> None:
+        everyone = tuple(range(self.size))
+        if self.holders is not None and all(held == everyone for held in self.holders):
+            self.holders = None
+        counts = [self.size] * len(self.roles)
+        if self.holders is not None:
+            counts = [len(held) for held in self.holders]
+        fits = len(counts) == len(self.roles) and sum(counts) == len(self.input_ids)
+        if not fits or (self.holders and self.holders[0] != everyone):
+            raise InputError(
+                f"a batch of {self.size} prompts with the roles {self.roles}, held by "
+                f"{self.holders or 'all'}, has {len(self.input_ids)} rows: expected one for each "
+                "prompt and role, role by role, and the first role for every prompt"
+            )
 
     @property
     def size(self) -> int:
-        """Number of pairs ``B``."""
-        return len(self.input_ids) // len(self.roles)
+        """Number of prompts ``B``."""
+        return len(self.index)
 
     @property
     def positions(self) -> Tensor:
@@ -71,29 +100,83 @@ class ResponseBatch:
         """True at the tokens of the response, ``[N, T]`` bool."""
         return self.attention_mask & (self.positions >= self.prompt_lengths[:, None])
 
-    @property
-    def response_tokens(self) -> int:
-        """Tokens of all responses together: ``M``."""
-        return int((self.lengths - self.prompt_lengths).sum())
-
     def rows(self, role: str) -> slice:
-        """Rows that hold ``role``."""
-        position = self.roles.index(role)
-        return slice(position * self.size, (position + 1) * self.size)
+        """Rows that hold ``role``.
+
+        Raises:
+            InputError: If there is no such role.
+        """
+        if role not in self.roles:
+            raise InputError(f"no responses of the role {role!r}: the batch has {self.roles}")
+        place = self.roles.index(role)
+        if self.holders is None:
+            return slice(place * self.size, (place + 1) * self.size)
+        start = sum(map(len, self.holders[:place]))
+        return slice(start, start + len(self.holders[place]))
+
+    def of_rows(self, of_prompts: Tensor) -> Tensor:
+        """Values of each prompt, ``[B, ...]``, for each of its rows, ``[N, ...]``."""
+        if self.holders is None:
+            return torch.cat([of_prompts] * len(self.roles))
+        return torch.cat([of_prompts[list(held)] for held in self.holders])
+
+    def by_prompt(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """One value for each row as a table with a line for each prompt.
+
+        Args:
+            values: ``[N]``.
+
+        Returns:
+            The values, role by role, zero where a prompt has no such response, and whether it has
+            one, ``[B, roles]`` both.
+
+        Example:
+            >>> two, five = torch.tensor([[7]]).repeat(5, 1), torch.tensor([1]).repeat(5)
+            >>> batch = ResponseBatch(
+            ...     two, five, five, ("first", "second", "third"), torch.arange(2),
+            ...     torch.ones(2).bool(), holders=((0, 1), (0, 1), (1,)))
+            >>> batch.by_prompt(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))[0]
+            tensor([[1., 3., 0.],
+                    [2., 4., 5.]])
+        """
+        table = values.new_zeros(self.size, len(self.roles))
+        present = torch.zeros(table.shape, dtype=torch.bool, device=values.device)
+        for place, role in enumerate(self.roles):
+            held = slice(None) if self.holders is None else list(self.holders[place])
+            table[held, place] = values[self.rows(role)]
+            present[held, place] = True
+        return table, present
 
     def role(self, role: str) -> ResponseBatch:
         """The rows of one role as a batch of their own, cut to their longest row."""
         rows = self.rows(role)
-        lengths = self.lengths[rows]
-        width = int(lengths.max())
-        weights = self.supplied_weights
+        cut = self._of_role(role, rows)
+        width = int(cut.lengths.max())
+        narrow = ("input_ids", "supplied_weights", "behaviour_logps")
+        return dataclasses.replace(
+            cut,
+            **{
+                name: value[:, :width]
+                for name in narrow
+                if (value := getattr(cut, name)) is not None
+            },
+        )
+
+    def _of_role(self, role: str, rows: slice) -> ResponseBatch:
+        """The rows of one role, as wide as all."""
+        held = None
+        if self.holders is not None:
+            held = list(self.holders[self.roles.index(role)])
+        by_row = ("input_ids", "prompt_lengths", "lengths")
+        optional = ("supplied_weights", "rewards", "behaviour_logps")
+        present = [name for name in optional if getattr(self, name) is not None]
         return dataclasses.replace(
             self,
-            input_ids=self.input_ids[rows, :width],
-            prompt_lengths=self.prompt_lengths[rows],
-            lengths=lengths,
+            **{name: getattr(self, name)[rows] for name in (*by_row, *present)},
             roles=(role,),
-            supplied_weights=None if weights is None else weights[rows, :width],
+            holders=None,
+            index=self.index if held is None else self.index[held],
+            counted=self.counted if held is None else self.counted[held],
             upcoming=(),
         )
 
@@ -109,7 +192,7 @@ class ResponseBatch:
 
 
 def joined(batches: Sequence[ResponseBatch]) -> ResponseBatch:
-    """Batches of the same single role as one, without supplied weights.
+    """Batches of the same single role as one, without what came with the data.
 
     Args:
         batches: At least one.
@@ -130,87 +213,60 @@ def joined(batches: Sequence[ResponseBatch]) -> ResponseBatch:
     )
 
 
-@dataclass
-class ModelTrace:
-    """What one model computed for a batch; fields that nobody asked for are None.
+class Results(dict[str, Any]):
+    """What was computed for some responses, by the name of the need that asked for it.
 
-    Attributes:
-        logps: Log-probs of the response tokens in nats, zero elsewhere, ``[N, T]``.
-        embeddings: Input embeddings inside the graph, ``[N, T, H]``.
-        final_logits: Logits at the last token of each row, ``[N, V]``.
-        label_logits: Logit of each response token, zero elsewhere, ``[N, T]``.
-        attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer.
-        entropy: Entropy of the distribution that predicts each response token, in nats, zero
-            elsewhere, ``[N, T]``.
-        scaled: Runs the model once more, in eval mode, with the embeddings of response tokens times
-            a factor, and gives that trace.
-    """
-
-    logps: Tensor
-    embeddings: Tensor | None = None
-    final_logits: Tensor | None = None
-    label_logits: Tensor | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    entropy: Tensor | None = None
-    scaled: Callable[[float], ModelTrace] | None = None
-
-
-@dataclass
-class Forward:
-    """One forward of the policy and, where asked for, the reference: what an estimator sees.
-
-    Attributes:
+    Args:
         batch: The rows.
-        policy: Trace of the policy.
-        reference: Trace of the reference, or None.
-        kl: ``KL(reference || policy)`` of the distribution that predicts each response token, in
-            nats, zero elsewhere, ``[N, T]``; None where nobody asked for it.
+        values: Quantities by need (:mod:`lit_tidpo.models.needs`), row by row.
+        mask: True at response tokens, ``[N, T]`` bool; None takes those of the batch.
     """
 
-    batch: ResponseBatch
-    policy: ModelTrace
-    reference: ModelTrace | None = None
-    kl: Tensor | None = None
+    def __init__(
+        self, batch: ResponseBatch, values: Mapping[str, Any], mask: Tensor | None = None
+    ) -> None:
+        super().__init__(values)
+        self.batch = batch
+        self.mask = batch.response_mask if mask is None else mask
 
+    def __missing__(self, need: str) -> Any:
+        raise InputError(
+            f"{need!r} was not computed, only {sorted(self)}: declare it in the component's needs"
+        )
 
-@dataclass
-class TokenScores:
-    """Per-token results of one role: what losses, metrics, predictions and pages share.
-
-    Attributes:
-        mask: True at response tokens, ``[B, T]`` bool.
-        policy_logps: Log-probs under the policy in nats, ``[B, T]``.
-        reference_logps: Log-probs under the reference in nats, ``[B, T]``, or None.
-        kl: Position-wise ``KL(reference || policy)`` in nats, ``[B, T]``, or None.
-        weights: Importance weights, zero off the response, ``[B, T]``, or None.
-        raw_scores: The estimator's scores that the weights were made of, ``[B, T]``, or None.
-    """
-
-    mask: Tensor
-    policy_logps: Tensor
-    reference_logps: Tensor | None = None
-    kl: Tensor | None = None
-    weights: Tensor | None = None
-    raw_scores: Tensor | None = None
-
-    @property
+    @cached_property
     def log_ratios(self) -> Tensor:
-        """Per-token log-ratios ``log pi - log ref`` in nats, ``[B, T]``.
+        """Per-token log-ratios ``d_t = log pi - log ref`` in nats, zero off the response, [N, T].
 
         Raises:
-            ValueError: If the reference's log-probs were not asked for.
+            InputError: If the reference's log-probs were not asked for.
         """
-        if self.reference_logps is None:
-            raise ValueError(
-                "log_ratios needs the reference's log-probs, which were not computed: "
-                "declare the need 'reference.logps'"
-            )
-        return self.policy_logps - self.reference_logps
+        ratios: Tensor = self["policy.logps"] - self["reference.logps"]
+        return ratios
+
+    def of_role(self, role: str) -> Results:
+        """The rows of one role, as wide as all."""
+        rows = self.batch.rows(role)
+        values = {
+            need: tuple(each[rows] for each in value) if isinstance(value, tuple) else value[rows]
+            for need, value in self.items()
+            if isinstance(value, (Tensor, tuple))
+        }
+        return Results(self.batch._of_role(role, rows), values, self.mask[rows])
 
 
 @dataclass
 class Prediction:
-    """What ``predict`` tells of a batch: its rows and their detached per-token results by role."""
+    """What ``predict`` tells of a batch: its rows and their detached per-token quantities.
+
+    Attributes:
+        batch: The rows.
+        values: Quantities by need, ``[N, T]`` each.
+    """
 
     batch: ResponseBatch
-    scores: dict[str, TokenScores]
+    values: dict[str, Tensor]
+
+    def of_role(self, role: str) -> Results:
+        """The rows of one role."""
+        return Results(self.batch, self.values).of_role(role)

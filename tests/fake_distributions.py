@@ -15,7 +15,9 @@ import pytest
 GROUPS = {"importance": "lit_tidpo.importance", "losses": "lit_tidpo.losses"}
 
 ESTIMATOR = """\
-from lit_tidpo.contracts import ImportanceEstimator
+import torch
+
+from lit_tidpo.importance.base import ImportanceEstimator
 
 
 class {name}(ImportanceEstimator):
@@ -30,8 +32,8 @@ class {name}(ImportanceEstimator):
         self.model = model
         self.own = own
 
-    def scores(self, forward):
-        return forward.policy.logps.new_ones(forward.batch.input_ids.shape)
+    def scores(self, results):
+        return torch.ones_like(results["policy.logps"])
 """
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from lit_tidpo.cli import main
+from lit_tidpo.models.needs import describe_needs
 from lit_tidpo.plugins.parser import load_named_plugins
 
 ROWS = [
@@ -90,7 +91,9 @@ def test_predict_writes_log_ratios_and_weights_of_each_response_token(command, t
     for row in rows:
         text = ROWS[row["index"]][row["role"]]
         assert "".join(row["tokens"][:-1]) == text
-        lengths = {len(row[name]) for name in ("token_ids", "log_ratios", "weights", "kl")}
+        lengths = {
+            len(row[name]) for name in ("token_ids", "log_ratios", "weights", "reference_kl")
+        }
         assert lengths == {len(row["tokens"])}
         # the weights' mean is 1, and a policy that is its own reference has no log-ratios
         assert sum(row["weights"]) == pytest.approx(len(row["weights"]), rel=1e-5)
@@ -112,14 +115,15 @@ def test_predict_writes_parquet_and_never_over_a_file(command, tmp_path, capsys)
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_what_the_user_types_beats_the_checkpoint(command, tmp_path):
-    command("fit", *FAST, "--model.beta=0.1", "--trainer.logger=false")
+    loss = "--model.losses.preference"
+    command("fit", f"{loss}=weighted_dpo", f"{loss}.beta=0.1", "--trainer.logger=false")
     checkpoint = next((tmp_path / "checkpoints").glob("*.ckpt"))
     target = tmp_path / "config"
     command(
         "test",
-        *FAST,
         f"--ckpt_path={checkpoint}",
-        "--model.beta=0.3",
+        f"{loss}=weighted_dpo",
+        f"{loss}.beta=0.3",
         "--data.test_split=train",
         f"--trainer.default_root_dir={target}",
         "--trainer.enable_checkpointing=false",
@@ -146,6 +150,15 @@ def test_plugins_lists_group_name_class_distribution_version_and_state(capsys):
     assert any(line.split() == [*cells, "lit-tidpo", "0.1.0", "ok"] for line in lines)
 
 
+def test_plugins_lists_what_components_can_ask_for(capsys):
+    main(["plugins", "--needs"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    shape, words = head.index("SHAPE"), head.index("WHAT IT IS")
+    cells = [(line[:shape].strip(), line[shape:words].strip(), line[words:]) for line in lines]
+    assert cells == describe_needs()
+    assert ("MODEL.logps", "[N, T]") in [cell[:2] for cell in cells]
+
+
 def test_help_without_a_command(capsys):
     main([])
     assert "lit-tidpo COMMAND" in capsys.readouterr().out
@@ -162,13 +175,32 @@ BAD_INPUTS = {
     "identical responses": ({"rows": IDENTICAL}, [], "identical"),
     "a missing local path": ({"data": "nowhere.jsonl"}, [], "nowhere.jsonl"),
     "an unknown plugin": ({}, ["--model.importance=gradiant"], "gradient"),
-    "a misspelt option": ({}, ["--model.betta=0.1"], "betta"),
+    "a misspelt option": ({}, ["--model.sead=1"], "sead"),
     "a misspelt plugin option": (
         {},
         ["--model.importance=gradient", "--model.importance.norn=l1"],
         "norn",
     ),
-    "an option out of range": ({}, ["--model.weighting.mix=1.5"], "1.5"),
+    "an option out of range": (
+        {},
+        ["--model.importance=hybrid", "--model.importance.mix=1.5"],
+        "mix=1.5",
+    ),
+    "an option of an inner part out of range": (
+        {},
+        [
+            "--model.importance=hybrid",
+            "--model.importance.estimator=random",
+            "--model.importance.prior=GaussianPrior",
+            "--model.importance.prior.sigma_divisor=0",
+        ],
+        "sigma_divisor=0",
+    ),
+    "an option of a loss out of range": (
+        {},
+        ["--model.losses.preference=dpo", "--model.losses.preference.beta=0"],
+        "beta=0",
+    ),
     "a corrupt checkpoint": ({}, ["--ckpt_path=data.jsonl"], "data.jsonl"),
     "a missing checkpoint": ({}, ["--ckpt_path=nowhere.ckpt"], "nowhere.ckpt"),
     "a missing policy": ({}, ["--model.policy.path=./nowhere"], "./nowhere"),

@@ -7,6 +7,9 @@ import yaml
 
 from lit_tidpo.cli import main
 from lit_tidpo.data.datamodule import PreferenceDataModule
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.hybrid_importance import HybridImportance
+from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
@@ -33,24 +36,75 @@ def test_the_paper_s_hyperparameters():
     """Table B13: alpha 0.5, beta 0.1, gamma 0.1, lambda 0.7."""
     objective = parsed(CONFIGS / "paper.yaml").objective
     assert objective.losses["preference"].alpha == 0.5
-    assert objective.beta == 0.1
+    assert objective.losses["preference"].beta == objective.beta == 0.1
     assert objective.factors == {"preference": 1.0, "triplet": 0.1}
-    assert objective.weighting.mix == 0.7
+    assert objective.importance.mix == 0.7
+
+
+def test_equation_8_is_one_line():
+    """L1 norm of the largest logit's gradient, mixed with a normalised Gaussian of sigma T / 4."""
+    text = yaml.safe_load((CONFIGS / "paper.yaml").read_text(encoding="utf-8"))
+    assert text["model"]["importance"] == "hybrid"
+    importance = parsed(CONFIGS / "paper.yaml").objective.importance
+    assert isinstance(importance, HybridImportance)
+    assert (importance.mix, importance.positions) == (0.7, "response")
+    assert vars(importance.estimator) == vars(GradientImportance("max_logit", "l1", "policy"))
+    assert vars(importance.prior) == {"sigma_divisor": 4.0, "raw": False}
 
 
 def test_each_ablation_changes_the_paper_s_configuration_as_its_name_says():
     found = {path.stem: parsed(CONFIGS / "paper.yaml", path).objective for path in ABLATIONS}
     names = {name: type(o.importance).__name__ for name, o in found.items()}
     assert names["uniform"] == "uniform"
-    assert found["uniform"].weighting.mix == 1.0
-    assert names["random"] == "random"
-    assert found["no_prior"].weighting.mix == 1.0
-    assert names["no_prior"] == "gradient"
-    assert found["softmax_prior"].weighting.prior == "softmax"
+    assert names["random"] == names["no_prior"] == names["softmax_prior"] == "hybrid"
+    assert type(found["random"].importance.estimator).__name__ == "random"
+    assert found["random"].importance.mix == 0.7
+    assert isinstance(found["no_prior"].importance.estimator, GradientImportance)
+    assert found["no_prior"].importance.mix == 1.0
+    assert isinstance(found["softmax_prior"].importance.estimator, GradientImportance)
+    assert isinstance(found["softmax_prior"].importance.prior, SoftmaxPrior)
+    assert found["softmax_prior"].importance.mix == 0.7
     assert "anchor" not in found["no_triplet"].needs
     assert "weights" in found["no_triplet"].needs
     assert found["plain_dpo"].needs == {"reference.logps"}
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("ablation", ["no_prior", "softmax_prior"])
+def test_an_ablation_of_the_prior_keeps_the_estimator(ablation):
+    """The quick start leaves the last token out, with or without its prior."""
+    stack = [CONFIGS / "quickstart.yaml", CONFIGS / "ablations" / f"{ablation}.yaml"]
+    importance = parsed(*stack).objective.importance
+    assert importance.estimator.exclude_target
+    ablated = {"no_prior": (1.0, GaussianPrior), "softmax_prior": (0.7, SoftmaxPrior)}
+    assert (importance.mix, type(importance.prior)) == ablated[ablation]
+
+
+def test_the_recommendation_is_tdpo2_alone():
+    objective = parsed(CONFIGS / "paper.yaml", CONFIGS / "recommended.yaml").objective
+    assert type(objective.importance).__name__ == "uniform"
+    (loss,) = objective.losses.values()
+    assert (loss.kl_term, loss.alpha, loss.beta) == ("tdpo2", 0.5, 0.1)
+
+
+@pytest.mark.parametrize("task", ["code", "arithmetic"])
+@pytest.mark.parametrize(
+    ("method", "estimator"),
+    [("planted", "supplied"), ("log_ratio", "log_ratio"), ("detector", "detector")],
+)
+def test_the_laboratory_s_estimators_are_mixed_with_the_prior(task, method, estimator):
+    folder = CONFIGS / "evidence"
+    objective = parsed(folder / f"{task}.yaml", folder / "methods" / f"{method}.yaml").objective
+    assert type(objective.importance.estimator).__name__ == estimator
+    assert objective.importance.mix == 0.7
+    assert set(objective.losses) == {"preference", "triplet"}
+
+
+def test_the_laboratory_s_tdpo1():
+    stack = [CONFIGS / "paper.yaml", CONFIGS / "evidence" / "methods" / "tdpo1.yaml"]
+    objective = parsed(*stack).objective
+    assert type(objective.importance).__name__ == "uniform"
+    assert [loss.kl_term for loss in objective.losses.values()] == ["tdpo1"]
 
 
 def test_the_sft_configuration():
@@ -77,7 +131,8 @@ def test_the_quick_start_writes_checkpoint_curves_configuration_and_page(tmp_pat
     )
     logs = tmp_path / "runs/quickstart/lightning_logs/version_0"
     assert list(logs.glob("checkpoints/*.ckpt"))
-    assert yaml.safe_load((logs / "config.yaml").read_text())["model"]["beta"] == 0.1
+    losses = yaml.safe_load((logs / "config.yaml").read_text())["model"]["losses"]
+    assert losses["preference"]["init_args"]["beta"] == 0.1
     header = (logs / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss/total", "val/rewards/accuracies", "train/importance/chosen_max_share"} <= {
         *header

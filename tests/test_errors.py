@@ -1,11 +1,17 @@
 """Settings in Python are checked as the command line checks them."""
 
+from functools import partial
+
 import pytest
 
+from lit_tidpo import PreferenceModule
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.importance.gradient_importance import GradientImportance
-from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.importance.hybrid_importance import HybridImportance
+from lit_tidpo.importance.priors import GaussianPrior
+from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.sampling.generation import AnchorOptions
@@ -17,15 +23,10 @@ from lit_tidpo.sampling.generation import AnchorOptions
         (WeightedDPOLoss, "kl_term", "TDPO2"),
         (GradientImportance, "target", "max-logit"),
         (GradientImportance, "norm", "L1"),
-        (GradientImportance, "model", "ref"),
-        (GradientImportance, "correction", "neighbors"),
         (AttentionImportance, "reduction", "avg"),
-        (AttentionImportance, "model", "ref"),
         (AnchorOptions, "source", "chosen"),
-        (Weighting, "prior", "none"),
-        (Weighting, "prior_scale", "peak"),
-        (Weighting, "scale", "avg"),
-        (Weighting, "positions", "prompt"),
+        (HybridImportance, "positions", "prompt"),
+        (partial(PreferenceModule, PolicyConfig()), "weight_scale", "avg"),
         (PolicyConfig, "init", "scratch"),
         (PolicyConfig, "dtype", "bf16"),
     ],
@@ -40,7 +41,11 @@ def test_a_misspelt_choice_is_refused_with_the_choices(build, name, value):
     [
         (WeightedDPOLoss, "alpha"),
         (AnchorOptions, "temperature"),
-        (Weighting, "sigma_divisor"),
+        (WeightedDPOLoss, "beta"),
+        (DPOLoss, "beta"),
+        (TripletLoss, "margin"),
+        (HybridImportance, "mix"),
+        (GaussianPrior, "sigma_divisor"),
     ],
 )
 def test_nan_is_no_number(build, name):

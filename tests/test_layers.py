@@ -9,31 +9,31 @@ ROOT = Path(lit_tidpo.__file__).parent
 # A module may import modules of its own and of lower layers. The longest matching prefix counts.
 LAYERS = {
     "errors": 0,
-    "structures": 0,
     "functional": 0,
+    "structures": 0,
     "plugins": 0,
+    "plugins.hparams": 0,
     "locations": 0,
     "assets": 0,
     "seeding": 0,
     "pair_cache": 0,
-    "contracts": 1,
-    "plugins.hparams": 1,
     "models": 1,
     "sampling": 1,
-    "importance": 1,
-    "losses": 1,
-    "importance.weighting": 1,
-    "importance.kept_weights": 1,
     "data": 1,
+    "importance": 1,
+    "importance.base": 1,
+    "importance.priors": 1,
+    "importance.kept_weights": 1,
+    "losses": 1,
+    "losses.base": 1,
     "importance.": 2,
     "losses.": 2,
     "objective": 2,
     "metrics": 2,
     "testing": 2,
-    "models.export": 3,
+    "assets.build": 2,
     "modules": 3,
     "callbacks": 3,
-    "assets.build": 2,
     "": 3,
     "plugins.parser": 4,
     "cli": 4,
@@ -71,7 +71,7 @@ def imports(path):
 
 def layer(parts):
     name = ".".join(parts)
-    prefixes = [p for p in LAYERS if name == p or name.startswith(p if p[-1:] == "." else f"{p}.")]
+    prefixes = [p for p in LAYERS if name == p or name.startswith(f"{p.rstrip('.')}.")]
     assert prefixes or not name, f"{name} has no layer"
     return LAYERS[max(prefixes, key=len, default="")]
 

@@ -183,11 +183,12 @@ def token_heat_map(row: dict[str, Any]) -> str:
     Returns:
         HTML spans.
     """
-    peak = max(row["weights"], default=0.0) or 1.0
+    peak = max(map(abs, row["weights"]), default=0.0) or 1.0
     tokens = row["tokens"] or [f" {token_id}" for token_id in row["token_ids"]]
     spans = []
-    for token, weight, ratio in zip(tokens, row["weights"], row["log_ratios"], strict=True):
-        shade = f"rgba(220, 90, 20, {0.85 * weight / peak:.2f})"
-        note = f"weight {weight:.2f}, log-ratio {ratio:+.2f}"
+    ratios = row.get("log_ratios") or [None] * len(tokens)  # without a reference there are none
+    for token, weight, ratio in zip(tokens, row["weights"], ratios, strict=True):
+        shade = f"rgba(220, 90, 20, {0.85 * abs(weight) / peak:.2f})"
+        note = f"weight {weight:.2f}" + ("" if ratio is None else f", log-ratio {ratio:+.2f}")
         spans.append(f'<span style="background:{shade}" title="{note}">{html.escape(token)}</span>')
     return "".join(spans)

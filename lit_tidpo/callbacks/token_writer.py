@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.modules.runtime import from_all_ranks
@@ -22,35 +22,27 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
         tokenizer: Turns ids into text; None leaves the text out.
 
     Yields:
-        ``index`` of the pair in its data set, ``role``, and lists with one entry for each response
-        token: ``token_ids``, ``tokens`` (text), ``policy_logps``, ``reference_logps``,
-        ``log_ratios``, ``kl`` (nats) and ``weights``.
+        ``index`` of the prompt in its data set, ``role``, and lists with one entry for each
+        response token: ``token_ids``, ``tokens`` (text), what was computed of it under the name of
+        the need with a line for the dot (``policy_logps``, ``reference_logps``, ``reference_kl``,
+        ``weights``, ``scores``, ...), and ``log_ratios``.
     """
-    batch = prediction.batch
-    for role, scores in prediction.scores.items():
-        ids = batch.input_ids[batch.rows(role)]
-        for pair in range(batch.size):
-            if not bool(batch.counted[pair]):
+    for role in prediction.batch.roles:
+        results = prediction.of_role(role)
+        columns = {need.replace(".", "_"): values for need, values in results.items()}
+        if "reference.logps" in results:
+            columns["log_ratios"] = results.log_ratios
+        for place, index in enumerate(results.batch.index.tolist()):
+            if not bool(results.batch.counted[place]):
                 continue
-            mask = scores.mask[pair]
-            token_ids = ids[pair][mask].tolist()
-            columns: dict[str, Tensor | None] = {
-                "policy_logps": scores.policy_logps,
-                "reference_logps": scores.reference_logps,
-                "log_ratios": scores.log_ratios,
-                "kl": scores.kl,
-                "weights": scores.weights,
-            }
+            mask = results.mask[place]
+            token_ids = results.batch.input_ids[place][mask].tolist()
             yield {
-                "index": int(batch.index[pair]),
+                "index": index,
                 "role": role,
                 "token_ids": token_ids,
                 "tokens": [tokenizer.decode([token]) for token in token_ids] if tokenizer else [],
-                **{
-                    name: values[pair][mask].tolist()
-                    for name, values in columns.items()
-                    if values is not None
-                },
+                **{name: values[place][mask].tolist() for name, values in columns.items()},
             }
 
 
@@ -106,7 +98,8 @@ class TokenWriter(Callback):
         shares = from_all_ranks({"rows": self._rows})
         if not trainer.is_global_zero:
             return
-        rows = sorted((row for share in shares for row in share["rows"]), key=_place)
+        # Stable: the responses of a prompt keep the order of their roles.
+        rows = sorted((row for share in shares for row in share["rows"]), key=itemgetter("index"))
         target = self._target(trainer)
         target.parent.mkdir(parents=True, exist_ok=True)
         table = datasets.Dataset.from_list(rows)
@@ -117,7 +110,3 @@ class TokenWriter(Callback):
 
     def _target(self, trainer: Trainer) -> Path:
         return log_folder(trainer) / "tokens.jsonl" if self.path is None else Path(self.path)
-
-
-def _place(row: dict[str, Any]) -> tuple[int, str]:
-    return row["index"], row["role"]

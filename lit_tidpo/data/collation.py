@@ -11,12 +11,107 @@ import torch
 from lit_tidpo.errors import InputError
 from lit_tidpo.structures import ResponseBatch
 
-ROLES = ("chosen", "rejected")
+PAIR = ("chosen", "rejected")
+
+Response = Mapping[str, Any]
+
+
+def collate(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Response]],
+    roles: tuple[str, ...],
+    index: Sequence[int],
+    counted: Sequence[bool],
+    pad_id: int = 0,
+    multiple: int = 1,
+) -> ResponseBatch:
+    """Pad responses on the right and stack them, role by role.
+
+    Args:
+        prompts: Token ids of each prompt.
+        responses: For each prompt its responses, one to as many as there are roles: ``ids``, and
+            where there are any ``weights``, a ``reward`` and ``behaviour_logps``.
+        roles: Names of the first, second, ... response.
+        index: Position of each prompt in its data set.
+        counted: False for prompts that only fill up a distributed batch.
+        pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.
+        multiple: The padded length is a multiple of this.
+
+    Returns:
+        The batch.
+
+    Raises:
+        InputError: If a prompt has no response or too many, or only some responses have what is
+            optional.
+    """
+    for position, own in zip(index, responses, strict=True):
+        if not 1 <= len(own) <= len(roles):
+            raise InputError(
+                f"prompt {position} of the data set has {len(own)} responses; expected 1 to "
+                f"{len(roles)}, one for each of the roles {roles}"
+            )
+    most = max(map(len, responses))
+    holders = tuple(
+        tuple(prompt for prompt, own in enumerate(responses) if len(own) > place)
+        for place in range(most)
+    )
+    rows = [
+        (prompts[prompt], responses[prompt][place])
+        for place, held in enumerate(holders)
+        for prompt in held
+    ]
+    lengths = [len(prompt) + len(response["ids"]) for prompt, response in rows]
+    width = -(-max(lengths) // multiple) * multiple
+    batch = ResponseBatch(
+        input_ids=torch.tensor(
+            [
+                [*prompt, *response["ids"], *[pad_id] * (width - length)]
+                for (prompt, response), length in zip(rows, lengths, strict=True)
+            ]
+        ),
+        prompt_lengths=torch.tensor([len(prompt) for prompt, _ in rows]),
+        lengths=torch.tensor(lengths),
+        roles=roles[:most],
+        index=torch.tensor(index),
+        counted=torch.tensor(counted),
+        holders=holders,
+    )
+    found = {
+        name: _optional(name, [response for _, response in rows], index)
+        for name in ("weights", "reward", "behaviour_logps")
+    }
+    if found["reward"] is not None:
+        batch.rewards = torch.tensor(found["reward"])
+    batch.supplied_weights = _by_token(found["weights"], batch)
+    batch.behaviour_logps = _by_token(found["behaviour_logps"], batch)
+    return batch
+
+
+def _optional(name: str, responses: Sequence[Response], index: Sequence[int]) -> list[Any] | None:
+    """What all responses have, or none."""
+    given = [response.get(name) for response in responses]
+    if all(value is None for value in given):
+        return None
+    if any(value is None for value in given):
+        raise InputError(
+            f"some of the responses to the prompts {list(index)} have {name}, others have none: "
+            "give them in every row or in none (of pairs: chosen_weights and rejected_weights)"
+        )
+    return given
+
+
+def _by_token(given: list[Any] | None, batch: ResponseBatch) -> torch.Tensor | None:
+    if given is None:
+        return None
+    table = torch.zeros(batch.input_ids.shape)
+    for row, start, values in zip(table, batch.prompt_lengths.tolist(), given, strict=True):
+        row[start : start + len(values)] = torch.tensor(values)
+    return table
 
 
 @dataclass(frozen=True)
 class PairCollator:
-    """Pad tokenised pairs on the right and stack them.
+    """Pad tokenised pairs on the right and stack them: chosen rows, then rejected rows.
 
     Attributes:
         pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.
@@ -27,7 +122,7 @@ class PairCollator:
     multiple: int = 1
 
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> ResponseBatch:
-        """Make a batch: first the chosen rows of all pairs, then the rejected rows.
+        """Make a batch.
 
         Args:
             pairs: Tokenised pairs.
@@ -38,36 +133,49 @@ class PairCollator:
         Raises:
             InputError: If only some of the pairs have supplied weights.
         """
-        rows = [(pair["prompt_ids"], pair[f"{role}_ids"]) for role in ROLES for pair in pairs]
-        lengths = [len(prompt) + len(response) for prompt, response in rows]
-        width = -(-max(lengths) // self.multiple) * self.multiple
-        return ResponseBatch(
-            input_ids=torch.tensor(
-                [
-                    [*prompt, *response, *[self.pad_id] * (width - length)]
-                    for (prompt, response), length in zip(rows, lengths, strict=True)
-                ]
-            ),
-            prompt_lengths=torch.tensor([len(prompt) for prompt, _ in rows]),
-            lengths=torch.tensor(lengths),
-            roles=ROLES,
-            index=torch.tensor([pair["index"] for pair in pairs]),
-            counted=torch.tensor([pair.get("counted", True) for pair in pairs]),
-            supplied_weights=_weights(pairs, width),
+        return collate(
+            [pair["prompt_ids"] for pair in pairs],
+            [
+                [{"ids": pair[f"{role}_ids"], "weights": pair[f"{role}_weights"]} for role in PAIR]
+                for pair in pairs
+            ],
+            PAIR,
+            [pair["index"] for pair in pairs],
+            [pair.get("counted", True) for pair in pairs],
+            self.pad_id,
+            self.multiple,
         )
 
 
-def _weights(pairs: Sequence[Mapping[str, Any]], width: int) -> torch.Tensor | None:
-    given = [pair[f"{role}_weights"] for role in ROLES for pair in pairs]
-    if all(values is None for values in given):
-        return None
-    if any(values is None for values in given):
-        raise InputError(
-            f"some of the pairs {[pair['index'] for pair in pairs]} have token weights, others "
-            "have none: give chosen_weights and rejected_weights in every row or in none"
+@dataclass(frozen=True)
+class GroupCollator:
+    """Pad tokenised groups on the right and stack them: one to many responses for each prompt.
+
+    A group has ``prompt_ids``, ``responses`` (see :func:`collate`; of ranked ones the best first)
+    and ``index``.
+
+    Attributes:
+        pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.
+        multiple: The padded length is a multiple of this.
+        most: Responses that a prompt has at the most; their roles are ``response_1`` and so on.
+    """
+
+    pad_id: int = 0
+    multiple: int = 1
+    most: int = 16
+
+    def __call__(self, groups: Sequence[Mapping[str, Any]]) -> ResponseBatch:
+        """Make a batch.
+
+        Raises:
+            InputError: If a prompt has no response or too many.
+        """
+        return collate(
+            [group["prompt_ids"] for group in groups],
+            [group["responses"] for group in groups],
+            tuple(f"response_{place}" for place in range(1, self.most + 1)),
+            [group["index"] for group in groups],
+            [group.get("counted", True) for group in groups],
+            self.pad_id,
+            self.multiple,
         )
-    weights = torch.zeros(len(given), width)
-    starts = [len(pair["prompt_ids"]) for _ in ROLES for pair in pairs]
-    for row, start, values in zip(weights, starts, given, strict=True):
-        row[start : start + len(values)] = torch.tensor(values)
-    return weights

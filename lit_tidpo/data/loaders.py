@@ -62,8 +62,8 @@ def _windows(batches: Iterator[ResponseBatch], size: int, start: int) -> Iterato
     """
     yield from islice(batches, -start % size)
     while window := list(islice(batches, size)):
-        chosen = [batch.role("chosen") for batch in window[1:]]
-        upcoming = tuple(dataclasses.replace(rows, supplied_weights=None) for rows in chosen)
+        first = [batch.role(batch.roles[0]) for batch in window[1:]]
+        upcoming = tuple(dataclasses.replace(rows, supplied_weights=None) for rows in first)
         yield dataclasses.replace(window[0], upcoming=upcoming)
         yield from window[1:]
 

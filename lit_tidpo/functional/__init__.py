@@ -15,18 +15,19 @@ from lit_tidpo.functional.log_probs import (
     selected_log_probs,
     token_log_probs,
 )
+from lit_tidpo.functional.losses import (
+    dpo_loss,
+    response_distance,
+    sequence_sum,
+    tdpo_margin,
+    triplet_loss,
+)
 from lit_tidpo.functional.predictions import (
     Predictions,
     Projection,
     predictions,
     tiled_predictions,
 )
-from lit_tidpo.functional.preference import (
-    dpo_loss,
-    sequence_sum,
-    tdpo_margin,
-)
-from lit_tidpo.functional.triplet import response_distance, triplet_loss
 
 __all__ = [
     "Predictions",

@@ -10,24 +10,24 @@ from torch.nn.functional import avg_pool1d
 
 
 def normalize_scores(scores: Tensor, mask: Tensor) -> Tensor:
-    """Divide scores by their sum over the masked tokens: ``I_norm``.
+    """Divide scores by the sum of their absolute values over the masked tokens: ``I_norm``.
 
     A row whose scores are all zero has no evidence to rank its tokens; it gets ``1 / n`` for each
     of its ``n`` tokens.
 
     Args:
-        scores: Non-negative scores, ``[N, T]``.
+        scores: Scores, ``[N, T]``.
         mask: Tokens that take part, ``[N, T]`` bool.
 
     Returns:
-        Shares that sum to 1 over the mask, zero elsewhere, ``[N, T]``.
+        Shares whose absolute values sum to 1 over the mask, zero elsewhere, ``[N, T]``.
 
     Example:
         >>> normalize_scores(torch.tensor([[9.0, 1.0, 3.0]]), torch.tensor([[False, True, True]]))
         tensor([[0.0000, 0.2500, 0.7500]])
     """
     scores = scores.masked_fill(~mask, 0.0)
-    total = scores.sum(-1, keepdim=True)
+    total = scores.abs().sum(-1, keepdim=True)
     even = mask / mask.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(total > 0, scores / total.where(total > 0, 1.0), even.to(scores.dtype))
 
@@ -142,16 +142,17 @@ def hybrid_weights(scores: Tensor, prior: Tensor, mix: float) -> Tensor:
     return mix * scores + (1 - mix) * prior
 
 
-def scale_weights(
-    weights: Tensor, mask: Tensor, scale: Literal["mean", "sum", "max"] = "mean"
-) -> Tensor:
+Scale = Literal["mean", "sum", "max", "none"]
+
+
+def scale_weights(weights: Tensor, mask: Tensor, scale: Scale = "mean") -> Tensor:
     """Scale each row of weights over the masked tokens.
 
     Args:
-        weights: Non-negative weights, ``[N, T]``.
+        weights: Weights; where they are signed, their absolute values count, ``[N, T]``.
         mask: Response tokens, ``[N, T]`` bool.
         scale: What becomes 1: the ``mean`` (equal weights are then exactly plain DPO), the ``sum``,
-            or the ``max`` (the scale of the paper's case tables).
+            or the ``max`` (the scale of the paper's case tables); ``none`` keeps them as they are.
 
     Returns:
         Weights, zero off the mask, ``[N, T]``.
@@ -160,9 +161,11 @@ def scale_weights(
         >>> scale_weights(torch.tensor([[1.0, 3.0]]), torch.tensor([[True, True]]))
         tensor([[0.5000, 1.5000]])
     """
+    if scale == "none":
+        return weights.masked_fill(~mask, 0.0)
     if scale == "max":
         weights = weights.masked_fill(~mask, 0.0)
-        peak = weights.amax(-1, keepdim=True)
+        peak = weights.abs().amax(-1, keepdim=True)
         return weights / peak.where(peak > 0, 1.0)
     shares = normalize_scores(weights, mask)
     return shares * mask.sum(-1, keepdim=True) if scale == "mean" else shares

@@ -7,12 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError, check_choice
-from lit_tidpo.structures import Forward
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.structures import Results
 
 Reduction = Literal["mean", "max"]
-Attributed = Literal["policy", "reference"]
 
 
 class AttentionImportance(ImportanceEstimator):
@@ -27,7 +26,8 @@ class AttentionImportance(ImportanceEstimator):
         reduction: ``mean`` or ``max`` over the chosen layers and heads.
         per_query: Divide by the number of response tokens that can see the token. Without it early
             tokens score higher for being visible to more.
-        model: Whose attention: the current ``policy``, or the frozen ``reference``.
+        model: Whose attention: the current ``policy``, or the frozen ``reference``, or a
+            further model.
     """
 
     def __init__(
@@ -36,10 +36,9 @@ class AttentionImportance(ImportanceEstimator):
         heads: list[int] | None = None,
         reduction: Reduction = "mean",
         per_query: bool = False,
-        model: Attributed = "policy",
+        model: str = "policy",
     ) -> None:
         check_choice("reduction", reduction, Reduction)
-        check_choice("model", model, Attributed)
         self.layers = layers
         self.heads = heads
         self.reduction = reduction
@@ -51,18 +50,16 @@ class AttentionImportance(ImportanceEstimator):
         """Attention probabilities of the chosen model."""
         return frozenset({f"{self.model}.attentions"})
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Received attention, ``[N, T]``.
 
         Raises:
             InputError: If a layer or head does not exist.
         """
-        trace = forward.policy if self.model == "policy" else forward.reference
-        assert trace is not None  # declared in needs
-        assert trace.attentions is not None
-        queries = forward.batch.response_mask
+        attentions = results[f"{self.model}.attentions"]
+        queries = results.mask
         received = torch.stack(
-            [self._received(layer, queries) for layer in self._chosen(trace.attentions)], dim=1
+            [self._received(layer, queries) for layer in self._chosen(attentions)], dim=1
         ).flatten(1, 2)  # [N, layers * heads, T]
         if self.reduction == "mean":
             return received.mean(1)

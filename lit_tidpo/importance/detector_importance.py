@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError
+from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.locations import locate
-from lit_tidpo.structures import Forward, ResponseBatch
+from lit_tidpo.structures import ResponseBatch, Results
 
 FILE_NAME = "detector.safetensors"
 
@@ -66,10 +66,11 @@ class DetectorNetwork(nn.Module):
 class DetectorImportance(ImportanceEstimator):
     """Probability that a token is decisive, by a network that learnt it from other pairs.
 
-    ``python -m lit_tidpo.assets.build.detector`` trains one: its labels are the tokens in
-    which the chosen and the rejected response of a training pair differ. It sees the tokens of one
-    row alone, neither the other response nor the policy. Of use where pairs differ in few places;
-    where responses are written anew from end to end, there is nothing for it to learn.
+    ``python -m lit_tidpo.assets.build.detector`` trains one, in a checkout of the repository: its
+    labels are the tokens in which the chosen and the rejected response of a training pair differ.
+    It sees the tokens of one row alone, neither the other response nor the policy. Of use where
+    pairs differ in few places; where responses are written anew from end to end, there is nothing
+    for it to learn.
 
     Args:
         path: A file that the training wrote, a folder with it, or ``builtin:detector`` for the
@@ -84,13 +85,13 @@ class DetectorImportance(ImportanceEstimator):
         # Frozen, and no module of its own: it enters neither checkpoints nor DDP's buckets.
         self._network = load_detector(path)
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Probabilities over the response, zero elsewhere, ``[N, T]``.
 
         Raises:
             InputError: If a token is outside the network's vocabulary.
         """
-        batch = forward.batch
+        batch = results.batch
         vocabulary = self._network.embedding.num_embeddings
         highest = int(batch.input_ids.max())
         if highest >= vocabulary:

@@ -9,18 +9,18 @@ from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.structures import ResponseBatch
 
 
-class WeightCache(PairCache):
-    """Weights of each pair and the optimizer step at which they were computed.
+class KeptWeights(PairCache):
+    """Weights of each prompt's responses and the optimizer step at which they were computed.
 
     Args:
         refresh_every: Steps for which weights stay fresh; 1 keeps nothing, 0 keeps them for good.
     """
 
     def lookup(self, batch: ResponseBatch, step: int) -> Tensor | None:
-        """Weights of a batch, if those of every pair are there and fresh.
+        """Weights of a batch, if those of every prompt are there and fresh.
 
         Args:
-            batch: Its pairs are known by ``index``.
+            batch: Its prompts are known by ``index``.
             step: Current optimizer step.
 
         Returns:
@@ -30,23 +30,29 @@ class WeightCache(PairCache):
         if fresh is None:
             return None
         weights = torch.zeros(batch.input_ids.shape)
-        for pair, rows in enumerate(fresh):
-            for role, row in enumerate(rows):
-                position = role * batch.size + pair
-                start = int(batch.prompt_lengths[position])
-                weights[position, start : start + len(row)] = row
+        starts = batch.prompt_lengths.tolist()
+        for prompt, rows in zip(self._rows_of_prompts(batch), fresh, strict=True):
+            for position, row in zip(prompt, rows, strict=True):
+                weights[position, starts[position] : starts[position] + len(row)] = row
         return weights.to(batch.input_ids.device)
 
     def store(self, batch: ResponseBatch, weights: Tensor, step: int) -> None:
         """Keep the weights of a batch.
 
         Args:
-            batch: Its pairs are known by ``index``.
+            batch: Its prompts are known by ``index``.
             weights: ``[N, T]``.
             step: Current optimizer step.
         """
-        weights = weights.cpu()
-        mask = batch.response_mask.cpu()
-        pairs = (range(pair, len(weights), batch.size) for pair in range(batch.size))
-        rows = ([weights[row][mask[row]] for row in positions] for positions in pairs)
+        weights, mask = weights.detach().cpu(), batch.response_mask.cpu()
+        prompts = self._rows_of_prompts(batch)
+        rows = ([weights[row][mask[row]] for row in positions] for positions in prompts)
         self._keep(batch.index, rows, step)
+
+    def _rows_of_prompts(self, batch: ResponseBatch) -> list[list[int]]:
+        """Rows of each prompt, role by role."""
+        owner = batch.of_rows(torch.arange(batch.size)).tolist()
+        rows: list[list[int]] = [[] for _ in range(batch.size)]
+        for row, prompt in enumerate(owner):
+            rows[prompt].append(row)
+        return rows

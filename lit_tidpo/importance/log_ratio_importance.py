@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.errors import InputError
-from lit_tidpo.structures import Forward
+from lit_tidpo.errors import check_positive
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.structures import Results
 
 
 class LogRatioImportance(ImportanceEstimator):
@@ -28,12 +28,9 @@ class LogRatioImportance(ImportanceEstimator):
     needs = frozenset({"reference.logps"})
 
     def __init__(self, offset: float = 0.1) -> None:
-        if not offset > 0:
-            raise InputError(f"offset={offset}: expected more than 0 nats")
+        check_positive("offset", offset)
         self.offset = offset
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Absolute log-ratio plus the offset, ``[N, T]``."""
-        assert forward.reference is not None  # declared in needs
-        log_ratios = forward.policy.logps - forward.reference.logps
-        return log_ratios.abs() + self.offset
+        return results.log_ratios.abs() + self.offset

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.structures import Forward
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.structures import Results
 
 
 class RandomImportance(ImportanceEstimator):
@@ -22,14 +22,14 @@ class RandomImportance(ImportanceEstimator):
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Uniform in [0, 1), ``[N, T]``."""
-        batch = forward.batch
+        batch = results.batch
         rows = [
             self._draw(row[:length].tolist(), len(row))
             for row, length in zip(batch.input_ids, batch.lengths.tolist(), strict=True)
         ]
-        return torch.stack(rows).to(forward.policy.logps)
+        return torch.stack(rows).to(results["policy.logps"])
 
     def _draw(self, tokens: list[int], width: int) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seed, *tokens)) % 2**63)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError
-from lit_tidpo.structures import Forward
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.structures import Results
 
 
 class SuppliedImportance(ImportanceEstimator):
     """Token scores from the data set's columns ``chosen_weights`` and ``rejected_weights``."""
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """What the data supplied, zero off the response, ``[N, T]``.
 
         Raises:
             InputError: If the rows carry no weights.
         """
-        weights = forward.batch.supplied_weights
+        weights = results.batch.supplied_weights
         if weights is None:
             raise InputError(
                 "importance 'supplied' needs the columns chosen_weights and rejected_weights in "

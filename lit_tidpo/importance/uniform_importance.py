@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.structures import Forward
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.structures import Results
 
 
 class UniformImportance(ImportanceEstimator):
-    """Every token weighs alike; with ``weighting.mix: 1`` this is plain (T)DPO."""
+    """Every token weighs alike; this is plain (T)DPO."""
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Ones, ``[N, T]``."""
-        return forward.policy.logps.new_ones(forward.batch.input_ids.shape)
+        return torch.ones_like(results["policy.logps"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import isfinite
 
 from torch import Tensor
 
-from lit_tidpo.contracts import LossComponent
-from lit_tidpo.functional.triplet import response_distance, triplet_loss
-from lit_tidpo.structures import TokenScores
+from lit_tidpo.errors import InputError
+from lit_tidpo.functional.losses import response_distance, triplet_loss
+from lit_tidpo.losses.base import LossComponent, LossContext
+from lit_tidpo.structures import Results
 
 
 class TripletLoss(LossComponent):
@@ -24,18 +25,20 @@ class TripletLoss(LossComponent):
     default_weight = 0.1  # gamma of Table B13
 
     def __init__(self, margin: float = 1.0, mean: bool = False) -> None:
+        if not isfinite(margin):
+            raise InputError(f"margin={margin}: expected a finite number")
         self.margin = margin
         self.mean = mean
 
-    def loss(self, scores: Mapping[str, TokenScores], beta: float) -> Tensor:
+    def loss(self, context: LossContext) -> Tensor:
         """``max(0, D(y, y_w) - D(y, y_l) + margin)``, ``[B]``."""
         return triplet_loss(
-            self._distance(scores["anchor"], scores["chosen"]),
-            self._distance(scores["anchor"], scores["rejected"]),
+            self._distance(context["anchor"], context["chosen"]),
+            self._distance(context["anchor"], context["rejected"]),
             self.margin,
         )
 
-    def _distance(self, anchor: TokenScores, other: TokenScores) -> Tensor:
+    def _distance(self, anchor: Results, other: Results) -> Tensor:
         return response_distance(
             anchor.log_ratios, anchor.mask, other.log_ratios, other.mask, self.mean
         )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import isfinite
 from typing import Literal
 
 from torch import Tensor
 
-from lit_tidpo.contracts import LossComponent
-from lit_tidpo.errors import InputError, check_choice
-from lit_tidpo.functional.preference import dpo_loss, sequence_sum, tdpo_margin
-from lit_tidpo.structures import TokenScores
+from lit_tidpo.errors import InputError, check_choice, check_positive
+from lit_tidpo.functional.losses import dpo_loss, sequence_sum, tdpo_margin
+from lit_tidpo.losses.base import LossComponent, LossContext
 
 KLTerm = Literal["tdpo2", "tdpo1", "none"]
 
@@ -22,16 +21,19 @@ class WeightedDPOLoss(LossComponent):
         alpha: Weight of the KL term of ``tdpo2``; 0 leaves the term out.
         kl_term: ``tdpo2`` stops the gradient of the chosen response's KL; ``tdpo1`` takes the
             difference of both as it is and has no ``alpha``; ``none`` leaves the term out.
+        beta: Inverse temperature of the implicit reward, per nat, above 0.
     """
 
-    def __init__(self, alpha: float = 0.5, kl_term: KLTerm = "tdpo2") -> None:
+    def __init__(self, alpha: float = 0.5, kl_term: KLTerm = "tdpo2", beta: float = 0.1) -> None:
         check_choice("kl_term", kl_term, KLTerm)
-        if not alpha >= 0:
-            raise InputError(f"alpha={alpha}: expected 0 or more")
+        check_positive("beta", beta)
+        if not (alpha >= 0 and isfinite(alpha)):
+            raise InputError(f"alpha={alpha}: expected a finite number of 0 or more")
         if kl_term != "tdpo2" and alpha != 0.5:
             raise InputError(f"alpha={alpha} has no effect with kl_term={kl_term!r}: use 'tdpo2'")
         self.alpha = alpha
         self.kl_term = kl_term
+        self.beta = beta
 
     @property
     def _uses_kl(self) -> bool:
@@ -40,22 +42,21 @@ class WeightedDPOLoss(LossComponent):
     @property
     def needs(self) -> frozenset[str]:
         """Weights and the reference, and the KL only where it counts."""
-        return frozenset({"reference.logps", "weights"} | ({"kl"} if self._uses_kl else set()))
+        kl = {"reference.kl"} if self._uses_kl else set()
+        return frozenset({"reference.logps", "weights"} | kl)
 
-    def loss(self, scores: Mapping[str, TokenScores], beta: float) -> Tensor:
+    def loss(self, context: LossContext) -> Tensor:
         """``-log sigmoid(beta delta)`` with the weighted margin ``delta``, ``[B]``."""
-        chosen, rejected = scores["chosen"], scores["rejected"]
-        margin = sequence_sum(chosen.log_ratios, chosen.mask, chosen.weights) - sequence_sum(
-            rejected.log_ratios, rejected.mask, rejected.weights
+        chosen, rejected = context["chosen"], context["rejected"]
+        margin = sequence_sum(chosen.log_ratios, chosen.mask, chosen["weights"]) - sequence_sum(
+            rejected.log_ratios, rejected.mask, rejected["weights"]
         )
         if self._uses_kl:
-            assert chosen.kl is not None  # declared in needs
-            assert rejected.kl is not None
             margin = tdpo_margin(
                 margin,
-                sequence_sum(chosen.kl, chosen.mask),
-                sequence_sum(rejected.kl, rejected.mask),
+                sequence_sum(chosen["reference.kl"], chosen.mask),
+                sequence_sum(rejected["reference.kl"], rejected.mask),
                 self.alpha,
                 variant=1 if self.kl_term == "tdpo1" else 2,
             )
-        return dpo_loss(margin, beta)
+        return dpo_loss(margin, self.beta)

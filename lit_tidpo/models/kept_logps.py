@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.reference import Reference
 from lit_tidpo.structures import ResponseBatch
 
 _MANIFEST = "manifest.json"
@@ -135,12 +133,13 @@ def _file_digest(file: Path) -> str:
     return hashed.hexdigest()
 
 
-class LogprobStore:
+class KeptLogps:
     """Log-probs of rows, read from completed folders; the files stay on disk until looked at."""
 
     def __init__(self) -> None:
         self._logps: list[Tensor] = []
         self._places: dict[bytes, tuple[int, int, int]] = {}  # part, first and last + 1
+        self._opened = False
 
     def open(self, folder: Path) -> None:
         """Add the rows of a folder.
@@ -162,6 +161,7 @@ class LogprobStore:
             raise _damaged(folder)
         for name in manifest["parts"]:
             self._add(load_file(folder / name))
+        self._opened = True
 
     def _add(self, part: Mapping[str, Tensor]) -> None:
         keys = part["keys"].numpy().tobytes()
@@ -171,7 +171,7 @@ class LogprobStore:
             self._places[key] = (len(self._logps), start, end)
         self._logps.append(part["logps"])
 
-    def lookup(self, batch: ResponseBatch) -> Tensor:
+    def lookup(self, batch: ResponseBatch) -> Tensor | None:
         """Log-probs of a batch.
 
         Args:
@@ -179,17 +179,19 @@ class LogprobStore:
 
         Returns:
             Log-probs of the response tokens in nats, zero elsewhere, ``[N, T]``, where the batch
-            is.
+            is; None before any folder was opened.
 
         Raises:
             InputError: If a row is not there.
         """
+        if not self._opened:
+            return None
         found = torch.zeros(batch.input_ids.shape)
         starts, ends = batch.prompt_lengths.tolist(), batch.lengths.tolist()
         for row, key in enumerate(row_keys(batch)):
             place = self._places.get(key)
             if place is None or place[2] - place[1] != ends[row] - starts[row]:
-                pair = batch.index[row % batch.size].item()
+                pair = batch.of_rows(batch.index)[row].item()
                 raise InputError(
                     f"model.reference_cache has no log-probs of pair {pair} of the data set with "
                     "these tokens: expected the rows that the data had before the first step; "
@@ -205,31 +207,3 @@ def _damaged(folder: Path) -> InputError:
         f"the reference cache {str(folder)!r} is damaged or cannot be read: delete that folder, "
         "and it is computed again"
     )
-
-
-class ReleasableReference(Reference):
-    """A reference that can leave the memory; if it has to run afterwards, it is built again.
-
-    Args:
-        model: A frozen model of its own.
-        build: Builds the same model again, from its source and never from a trained policy.
-    """
-
-    def __init__(self, model: nn.Module, build: Callable[[], nn.Module]) -> None:
-        super().__init__(model)
-        self._build = build
-
-    @contextmanager
-    def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-        """Hand out the model, built if need be; see :meth:`Reference.active`."""
-        if self.model is None:
-            # Validation runs in inference mode, whose tensors could serve no graph later on, and
-            # building must not move what training draws.
-            with torch.inference_mode(False), torch.random.fork_rng([]):
-                self.model = self._build().requires_grad_(False).eval()
-        with super().active(policy, device) as model:
-            yield model
-
-    def release(self) -> None:
-        """Let go of the model."""
-        self.model = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.forward import Computation, Layout, run_models
+from lit_tidpo.models.models import Layout, Models
+from lit_tidpo.models.needs import find
 from lit_tidpo.models.packing import recorded_windows, use_packed_attention
-from lit_tidpo.models.policy import evaluating
-from lit_tidpo.models.reference import Reference
+from lit_tidpo.models.quirks import evaluating, stretches_positions, vocabulary_size
 from lit_tidpo.structures import ResponseBatch
 
 LayoutChoice = Literal["auto", "padded", "packed", "shared_prompt"]
@@ -34,7 +34,7 @@ def choose_layout(
     Args:
         wanted: What the user chose.
         models: The policy, and the reference if it is a model of its own.
-        needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
+        needs: Needs of :mod:`lit_tidpo.models.needs`.
         unshared: Why prompts cannot be shared; None if nothing is known to prevent it.
 
     Returns:
@@ -45,7 +45,7 @@ def choose_layout(
     """
     if wanted == "padded":
         return wanted
-    if unshared is None and any(_stretches_positions(model) for model in models):
+    if unshared is None and any(map(stretches_positions, models)):
         unshared = "its position encoding depends on the longest row of a pass"
     layout: Layout = "shared_prompt" if unshared is None else "packed"
     if wanted != "auto":
@@ -61,7 +61,7 @@ def choose_layout(
 
 
 def _obstacle(layout: Layout, models: Sequence[nn.Module], needs: frozenset[str]) -> str | None:
-    if any(need.endswith(".attentions") for need in needs):
+    if any(find(need).eager for need in needs):
         return "attention probabilities are computed row by row"
     for model in models:
         name = type(model).__name__
@@ -76,18 +76,9 @@ def _obstacle(layout: Layout, models: Sequence[nn.Module], needs: frozenset[str]
     return None
 
 
-def _stretches_positions(model: nn.Module) -> bool:
-    """Whether RoPE's frequencies change with the longest position of a pass."""
-    config: Any = model.config
-    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    of_layer_types = [each for each in parameters.values() if isinstance(each, dict)]
-    kinds = {each.get("rope_type") for each in (parameters, *of_layer_types)}
-    return bool(kinds & {"dynamic", "longrope"})
-
-
 def head_agrees(model: nn.Module) -> bool:
     """Whether the output layer, applied outside the model, gives the model's own log-probs."""
-    error = _difference(model, Computation(), Computation(own_logits=True))
+    error = _difference(Models(model), Models(model, own_logits=True))
     return error < _TOLERANCE.get(_dtype(model), 0.25)
 
 
@@ -100,18 +91,16 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 def _largest_error(model: nn.Module, layout: Layout) -> float:
     """Largest difference of a log-prob from that of padded rows, in nats."""
-    return _difference(model, Computation("padded"), Computation(layout))
+    return _difference(Models(model), Models(model, layout=layout))
 
 
-def _difference(model: nn.Module, *computations: Computation) -> float:
-    """Largest difference between the log-probs of two computations, in nats."""
+def _difference(*ways: Models) -> float:
+    """Largest difference between the log-probs of a model run in two ways, in nats."""
+    model = ways[0].policy
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
         batch = move_data_to_device(_probe(model), device)
-        one, other = (
-            run_models(model, Reference(None), batch, frozenset(), computation).policy.logps
-            for computation in computations
-        )
+        one, other = (way.run([(batch, frozenset())])[0]["policy.logps"] for way in ways)
     return float((one - other).abs().max())
 
 
@@ -119,7 +108,7 @@ def _probe(model: nn.Module) -> ResponseBatch:
     """Two prompts with two responses each, all of different lengths."""
     prompt_lengths = torch.tensor([5, 3]).repeat(2)
     lengths = prompt_lengths + torch.tensor([4, 7, 6, 2])
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    vocabulary = vocabulary_size(model)
     ids: Tensor = torch.arange(1, 45).reshape(4, 11).mul(7919) % vocabulary
     prompts = ids[:2].repeat(2, 1)
     return ResponseBatch(

@@ -1,44 +1,239 @@
-"""One pass of a language model of transformers over rows, padded or packed."""
+"""One pass of one language model over the rows of a batch, padded or packed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional.predictions import (
+    Predictions,
+    Projection,
+    predictions,
+    tiled_predictions,
+)
+from lit_tidpo.models.needs import OF_A_MODEL
 from lit_tidpo.models.packing import PackedRows
-from lit_tidpo.structures import ResponseBatch
+from lit_tidpo.models.quirks import evaluating, input_layer
+from lit_tidpo.structures import ResponseBatch, Results
 
 
 @dataclass
 class Output:
-    """What one pass leaves behind; ``K`` positions were kept.
+    """What a model computed; ``K`` positions were kept.
 
     Attributes:
-        embeddings: Input embeddings inside the graph, zero where no token was run, ``[N, T, H]``.
+        embeddings: Input embeddings inside the graph, zero where no token was run, ``[N, T, H]``,
+            where asked for.
         logits: Logits at the kept positions, ``[K, V]``; None where hidden states serve.
         hidden: What the output layer was given there, ``[K, H]``; None if it cannot be narrowed.
         attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer, where asked for.
     """
 
-    embeddings: Tensor
+    embeddings: Tensor | None
     logits: Tensor | None
     hidden: Tensor | None
     attentions: tuple[Tensor, ...] | None
 
 
-def run_pass(
+class ModelPass:
+    """One model's pass over one batch, which serves the needs of :mod:`lit_tidpo.models.needs`.
+
+    Args:
+        model: A causal language model of transformers.
+        batch: The rows to run.
+        fields: What is asked of the model.
+        mask: Where results belong, ``[N, T]`` bool: the response's tokens, without the instruction
+            that this model may have before its prompts.
+        rows: The tokens to run, side by side; None runs padded rows.
+        logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile.
+        layer: The model's output layer; None where it is no module of its own.
+        own_logits: Whether the model hands out its logits, or hidden states to which its output
+            layer is applied here.
+        factor: Scales the embeddings of response tokens.
+
+    Attributes:
+        output: What the model computed.
+        divergence: ``KL(model || policy)`` at the response tokens, ``[M]``, where asked for.
+    """
+
+    output: Output
+    divergence: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: ResponseBatch,
+        fields: frozenset[str],
+        mask: Tensor,
+        rows: PackedRows | None = None,
+        logits_at_once: int = 2**24,
+        layer: nn.Module | None = None,
+        own_logits: bool = False,
+        factor: float = 1.0,
+    ) -> None:
+        # As wide as the results unless an instruction stands before the prompts.
+        same = mask.shape == batch.input_ids.shape
+        response = mask if same else batch.response_mask
+        self.model = model
+        self.batch = batch
+        self.fields = fields
+        self.mask = mask
+        self._layer = layer
+        head = None if own_logits else layer
+        assert head is None or isinstance(head, nn.Linear)
+        self._head = head
+        self._rows = rows
+        self._labels = batch.input_ids[response]
+        self._logits_at_once = logits_at_once
+        self._needs = [OF_A_MODEL[field] for field in fields]
+        # A response token is predicted one position before its own.
+        self._predicting = response.roll(-1, dims=-1)
+        self._kept = self._predicting
+        if any(need.last for need in self._needs):
+            self._kept = self._kept | self.last
+        self.output = run_model(
+            model,
+            batch,
+            self._kept,
+            layer,
+            rows,
+            attentions="attentions" in fields,
+            with_embeddings=any(need.attributed for need in self._needs),
+            with_logits=self._head is None,
+            factor=factor,
+        )
+
+    def predict(self, other: ModelPass | None = None) -> Predictions:
+        """Reduce the logits that predict response tokens; with another model ``KL(other || self)``.
+
+        Args:
+            other: A pass over the same responses.
+
+        Returns:
+            Quantities of each response token, ``[M]``.
+        """
+        entropy = any(need.entropy for need in self._needs)
+        size = 0 if self._head is None else self._head.out_features
+        if self.output.logits is not None or len(self._labels) * size <= self._logits_at_once:
+            reference = None if other is None else other._logits
+            return predictions(self._logits, self._labels, reference, entropy)
+        tile = max(1, self._logits_at_once // size)
+        projection = None if other is None else other._projection()
+        return tiled_predictions(self._projection(), self._labels, tile, projection, entropy)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """True at the last token of each row, ``[N, T]`` bool."""
+        return self.batch.positions == self.batch.lengths[:, None] - 1
+
+    @cached_property
+    def predicted(self) -> Predictions:
+        """Quantities of the response tokens, ``[M]`` each."""
+        return self.predict()
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether it is asked for its divergence from the policy."""
+        return any(need.compared for need in self._needs)
+
+    def compare(self, others: Sequence[ModelPass]) -> None:
+        """Let other models' passes over the same responses know how far they are from this one."""
+        for place, other in enumerate(others):
+            together = self.predict(other)
+            other.divergence = together.kl
+            if place == 0:
+                self.predicted = together
+
+    def fill(self, name: str, compared: bool = False) -> dict[str, Any]:
+        """What was asked of the model.
+
+        Args:
+            name: Name of the model.
+            compared: What hangs on the policy's pass, too, or else what does not.
+
+        Returns:
+            Values by need.
+        """
+        values = {}
+        for field in sorted(self.fields):
+            need = OF_A_MODEL[field]
+            if need.compared == compared:
+                assert need.fill is not None  # models' needs have one
+                value = need.fill(self)
+                values[f"{name}.{field}"] = self.of_tokens(value) if need.by_token else value
+        return values
+
+    def of_tokens(self, values: Tensor) -> Tensor:
+        """Values of the response tokens, ``[M]`` or ``[M, H]``, at their places among zeros."""
+        places = self.mask if values.dim() == 1 else self.mask.unsqueeze(-1)
+        shape = (*self.mask.shape, *values.shape[1:])
+        return values.new_zeros(shape).masked_scatter(places, values)
+
+    def scaled(self, factor: float) -> Results:
+        """Run once more with the embeddings of response tokens times a factor.
+
+        Args:
+            factor: From 0 to 1.
+
+        Returns:
+            What was asked of the model.
+        """
+        with evaluating(self.model):  # without dropout, which would draw random numbers
+            other = ModelPass(
+                self.model,
+                self.batch,
+                self.fields,
+                self.mask,
+                self._rows,
+                self._logits_at_once,
+                self._layer,
+                self._head is None,
+                factor,
+            )
+            values = other.fill("policy")
+        return Results(self.batch, values, self.mask)
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        return self.logits_at(self._predicting)
+
+    def logits_at(self, positions: Tensor) -> Tensor:
+        """Logits at some of the kept positions, ``[N, T]`` bool, in row order."""
+        if self.output.logits is not None:
+            return self.output.logits[positions[self._kept]]
+        assert self._head is not None
+        logits: Tensor = self._head(self.hidden_at(positions))
+        return logits
+
+    def hidden_at(self, positions: Tensor) -> Tensor:
+        """What the output layer is given at some of the kept positions, in row order."""
+        if self.output.hidden is None:
+            raise InputError(
+                f"{type(self.model).__name__} hands out no last hidden states: its output layer "
+                "is no module of its own"
+            )
+        return self.output.hidden[positions[self._kept]]
+
+    def _projection(self) -> Projection:
+        assert self._head is not None
+        return Projection(self.hidden_at(self._predicting), self._head.weight, self._head.bias)
+
+
+def run_model(
     model: nn.Module,
     batch: ResponseBatch,
     kept: Tensor,
+    layer: nn.Module | None,
     rows: PackedRows | None = None,
     attentions: bool = False,
+    with_embeddings: bool = False,
     with_logits: bool = True,
     factor: float = 1.0,
 ) -> Output:
@@ -48,10 +243,12 @@ def run_pass(
         model: A causal language model of transformers.
         batch: The rows.
         kept: Positions whose logits are wanted, ``[N, T]`` bool.
+        layer: The model's output layer; None where it is no module of its own.
         rows: The tokens to run, side by side; None runs padded rows.
         attentions: Whether attention probabilities are wanted.
-        with_logits: Whether the model's own logits are wanted, or hidden states (see
-            :func:`linear_head`); where the output layer cannot be narrowed, it is always logits.
+        with_embeddings: Whether the input embeddings are wanted, with a graph even if frozen.
+        with_logits: Whether the model's own logits are wanted, or hidden states; where the output
+            layer cannot be narrowed, it is always logits.
         factor: Scales the embeddings of response tokens.
 
     Returns:
@@ -60,12 +257,14 @@ def run_pass(
     Raises:
         InputError: If the model has no interface to its embeddings.
     """
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "output_attentions": attentions,
-    }
-    if rows is not None:
+    inputs: dict[str, Any]
+    if rows is None:
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "output_attentions": attentions,
+        }
+    else:
         kept = kept[rows.taken].unsqueeze(0)
         inputs = {
             "input_ids": batch.input_ids[rows.taken].unsqueeze(0),
@@ -74,10 +273,11 @@ def run_pass(
             "attention_mask": torch.empty(1, 1, 1, 1, device=batch.input_ids.device),
             "packed_rows": rows,
         }
-    with (
-        _captured_embeddings(model, batch, rows, factor) as embeddings,
-        _narrowed_head(model, kept, with_logits) as hidden,
-    ):
+    embeddings: list[Tensor] = []
+    with ExitStack() as hooks:
+        if with_embeddings:
+            embeddings = hooks.enter_context(_captured_embeddings(model, batch, rows, factor))
+        hidden = hooks.enter_context(_narrowed_head(layer, kept, with_logits))
         output = model(**inputs, use_cache=False)
     logits = None
     if not hidden:
@@ -85,37 +285,11 @@ def run_pass(
     elif with_logits:
         logits = output.logits[0]
     return Output(
-        embeddings[0],
+        embeddings[0] if embeddings else None,
         logits,
         hidden[0] if hidden else None,
         output.attentions if attentions else None,
     )
-
-
-def linear_head(model: nn.Module) -> nn.Linear | None:
-    """The output layer, if it can be applied to hidden states outside the model.
-
-    That is a plain linear layer whose output the model hands out as it is, whole on this device.
-    """
-    head, config = _method(model, "get_output_embeddings")(), getattr(model, "config", None)
-    if type(head) is not nn.Linear or isinstance(model, FSDPModule) or config is None:
-        return None
-    settings = config.get_text_config()
-    changed = any(getattr(settings, name, None) not in (None, 1.0) for name in _AFTER_THE_HEAD)
-    return None if changed else head
-
-
-_AFTER_THE_HEAD = (
-    "final_logit_softcapping",
-    "logits_soft_cap",
-    "output_logit_soft_cap",
-    "unpadded_vocab_size",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
-"""Settings by which models of transformers change what their output layer computed."""
 
 
 @contextmanager
@@ -137,7 +311,7 @@ def _captured_embeddings(
         captured.append(output)
         return output if rows is None else output[rows.taken].unsqueeze(0)
 
-    handle = _method(model, "get_input_embeddings")().register_forward_hook(keep)
+    handle = input_layer(model).register_forward_hook(keep)
     try:
         yield captured
     finally:
@@ -145,7 +319,9 @@ def _captured_embeddings(
 
 
 @contextmanager
-def _narrowed_head(model: nn.Module, kept: Tensor, with_logits: bool) -> Iterator[list[Tensor]]:
+def _narrowed_head(
+    layer: nn.Module | None, kept: Tensor, with_logits: bool
+) -> Iterator[list[Tensor]]:
     """Let the output layer see the kept positions alone: ``[N, T, H]`` becomes ``[1, K, H]``.
 
     Yields:
@@ -160,20 +336,9 @@ def _narrowed_head(model: nn.Module, kept: Tensor, with_logits: bool) -> Iterato
         hidden.append(inputs[0][kept])
         return (hidden[0][: None if with_logits else 0].unsqueeze(0), *inputs[1:])
 
-    head = _method(model, "get_output_embeddings")()
-    handle = head.register_forward_pre_hook(narrow) if head is not None else None
+    handle = layer.register_forward_pre_hook(narrow) if layer is not None else None
     try:
         yield hidden
     finally:
         if handle is not None:
             handle.remove()
-
-
-def _method(model: nn.Module, name: str) -> Any:
-    method = getattr(model, name, None)
-    if method is None:
-        raise InputError(
-            f"{type(model).__name__} has no {name}: expected a causal language model of "
-            "transformers"
-        )
-    return method

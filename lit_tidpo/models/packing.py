@@ -19,6 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_tidpo.models.quirks import attention_kernel, has_attention_interface
+from lit_tidpo.structures import ResponseBatch
+
 PACKED_ATTENTION = "lit_tidpo_packed"
 """Name of the attention implementation; without packed rows it is ``sdpa``."""
 
@@ -31,31 +34,34 @@ class PackedRows:
     Args:
         taken: Tokens of the rows that are packed, row by row, ``[N, T]`` bool; in each row they are
             neighbours.
-        prompts: Rows that were run before; row ``n`` continues row ``n`` modulo their number.
+        batch: The rows, which tell whose prompt each continues.
+        prompts: Prompts of the batch that were run before.
         states: Keys and values of these rows by layer, ``[heads, M, D]``, if they are to be kept.
+
+    Attributes:
+        positions: Position of each packed token in its row, ``[1, M]``.
     """
 
     def __init__(
         self,
         taken: Tensor,
+        batch: ResponseBatch,
         prompts: PackedRows | None = None,
         states: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.taken = taken
+        self.batch = batch
         self.prompts = prompts
         self.states = states
+        self.positions = taken.nonzero()[:, 1].unsqueeze(0)
         self.lengths = taken.sum(-1)
         self.width = int(self.lengths.max())
-        self.before = torch.zeros_like(self.lengths)
-        if prompts is not None:
-            self.before = prompts.lengths.repeat(self._responses(prompts))
+        if prompts is None:
+            self.before = torch.zeros_like(self.lengths)
+        else:
+            self.before = batch.of_rows(prompts.lengths)
         self.span = int((self.before + self.lengths).max())
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
-
-    @property
-    def positions(self) -> Tensor:
-        """Position of each packed token in its row, ``[1, M]``."""
-        return self.taken.nonzero()[:, 1].unsqueeze(0)
 
     @cached_property
     def slots(self) -> Tensor:
@@ -71,8 +77,15 @@ class PackedRows:
     def _prompt_slots(self) -> Tensor:
         return _slots(self.before, self.span)
 
-    def _responses(self, prompts: PackedRows) -> int:
-        return len(self.taken) // len(prompts.taken)
+    def _of_rows(self, of_prompts: Tensor) -> Tensor:
+        """Tokens of the prompts, ``[heads, M, D]``, for each row."""
+        assert self.prompts is not None
+        holders = self.batch.holders
+        if holders is None:
+            return of_prompts.repeat(1, len(self.batch.roles), 1)
+        owner = self.prompts.taken.nonzero()[:, 0]
+        parts = [torch.isin(owner, owner.new_tensor(held)) for held in holders]
+        return torch.cat([of_prompts[:, part] for part in parts], 1)
 
     def is_square(self, window: int | None) -> bool:
         """Whether queries are laid out as the keys are, prompts included but left zero.
@@ -93,7 +106,7 @@ class PackedRows:
         if self.prompts is None:
             return _lay_out(packed, self.slots, len(self.taken), self.span)
         assert self.prompts.states is not None
-        before = self.prompts.states[layer][which].repeat(1, self._responses(self.prompts), 1)
+        before = self._of_rows(self.prompts.states[layer][which])
         tokens, slots = torch.cat([before, packed], 1), torch.cat([self._prompt_slots, self.slots])
         return _lay_out(tokens, slots, len(self.taken), self.span)
 
@@ -216,10 +229,23 @@ def use_packed_attention(model: Any) -> bool:
     Returns:
         Whether the model runs SDPA through the attention interface, so that it can be exchanged.
     """
-    kernel = getattr(model.config, "_attn_implementation", None)
-    if kernel == "sdpa" and getattr(model, "_supports_attention_backend", False):
+    kernel = attention_kernel(model)
+    if kernel == "sdpa" and has_attention_interface(model):
         AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
         AttentionMaskInterface.register(PACKED_ATTENTION, _mask)
         model.set_attn_implementation(PACKED_ATTENTION)
         return True
     return kernel == PACKED_ATTENTION
+
+
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Run a model's own SDPA meanwhile: generation asks nothing else of it, at every token."""
+    exchanged = attention_kernel(model) == PACKED_ATTENTION
+    if exchanged:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if exchanged:
+            model.set_attn_implementation(PACKED_ATTENTION)

@@ -1,17 +1,16 @@
-"""The language models: how the policy is built, and what it is compared with."""
+"""The policy: which model it is, and how it is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 
 from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.locations import check_revision, locate
+from lit_tidpo.models.quirks import checkpoint_activations, disable_dropout
 from lit_tidpo.seeding import seeded
 
 if TYPE_CHECKING:
@@ -92,6 +91,33 @@ class PolicyConfig:
             )
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """A further model of a run, which estimators and losses can ask by its name.
+
+    Attributes:
+        path: A name on the Hub, a local folder, or ``builtin:NAME``; None takes the policy's: as it
+            starts where there is an adapter, as it is at each step where there is none.
+        revision: Branch, tag or commit on the Hub.
+        adapter: Folder of a trained peft adapter on top.
+        prompt: Text that is put before every prompt.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    adapter: str | None = None
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.adapter is None and not self.prompt:
+            raise InputError(
+                "a further model needs a path, an adapter or a prompt, which tell it from the "
+                "policy: set one under model.models.NAME"
+            )
+        if self.revision is not None and self.path is None:
+            raise InputError(f"revision={self.revision!r} has no effect without a path: set both")
+
+
 def build_policy(config: PolicyConfig) -> PreTrainedModel:
     """Load the model to be trained.
 
@@ -112,10 +138,7 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
     if config.disable_dropout:
         disable_dropout(model)
     if config.activation_checkpointing:
-        # Reentrant checkpointing cannot serve torch.autograd.grad, which attribution uses.
-        name = "activation_checkpointing_enable"  # its old name is deprecated
-        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        checkpoint_activations(model)
     policy: PreTrainedModel = model.train()
     return policy
 
@@ -186,36 +209,3 @@ def _import_peft() -> Any:
     except ImportError as error:
         raise InputError("adapters need peft: pip install 'lit-tidpo[lora]'") from error
     return peft
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability in a model to 0.
-
-    Attention layers keep theirs as a plain number (``attention_dropout``), which is no
-    ``nn.Dropout``, and some read theirs from the config at each forward: all kinds are set.
-
-    Args:
-        model: Changed in place, with its config.
-    """
-    holders: list[object] = list(model.modules())
-    config = getattr(model, "config", None)
-    if config is not None:
-        holders += [config, config.get_text_config()]
-    for holder in holders:
-        if isinstance(holder, nn.Dropout):
-            holder.p = 0.0
-        for name, value in vars(holder).items():
-            if "drop" in name and isinstance(value, float):  # layerdrop, resid_pdrop, ...
-                setattr(holder, name, 0.0)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode and restore each module's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

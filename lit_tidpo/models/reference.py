@@ -1,122 +1,187 @@
-"""The frozen model that the policy is compared with."""
+"""The models that the policy is compared with: the reference, and any others that a run names."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.policy import evaluating
+from lit_tidpo.models.needs import find
+from lit_tidpo.models.quirks import (
+    attention_kernel,
+    check_attributable,
+    evaluating,
+    vocabulary_size,
+)
+from lit_tidpo.structures import ResponseBatch
 
 
-class Reference:
-    """The frozen model of the log-ratios. Not an ``nn.Module``.
+class OtherModel(ABC):
+    """A model beside the policy. Not an ``nn.Module``.
 
     So it is in no module tree: neither the optimizer nor the checkpoint nor DDP's buckets see it.
 
-    Args:
-        model: A frozen model of its own, or None where the policy without its adapter serves.
+    Attributes:
+        model: A model of its own, or None where the policy serves.
     """
 
-    def __init__(self, model: nn.Module | None) -> None:
-        self.model = model.requires_grad_(False).eval() if model is not None else None
+    model: nn.Module | None = None
 
-    @classmethod
-    def of(cls, policy: nn.Module, fresh_adapters: bool = False) -> Reference:
-        """The reference of a policy in its starting state.
+    @abstractmethod
+    def active(self, policy: nn.Module, device: torch.device) -> AbstractContextManager[nn.Module]:
+        """Hand out the model to run, in eval mode on ``device``, for as long as the context lasts.
 
         Args:
-            policy: A policy that has not been trained yet.
-            fresh_adapters: Whether it starts from new adapters, so that its base is the reference.
-
-        Returns:
-            The base under fresh adapters, otherwise a frozen copy of the policy.
+            policy: The policy.
+            device: Where the batch is.
         """
-        return cls(None if fresh_adapters else copy.deepcopy(policy))
+
+    def rows(self, batch: ResponseBatch) -> ResponseBatch:
+        """The rows that it runs in the place of a batch's."""
+        return batch
+
+
+class FrozenModel(OtherModel):
+    """A frozen model of its own.
+
+    Args:
+        model: The model; its parameters take no gradient from now on.
+        rebuild: Makes the same model again, from its source and never from a trained policy, once
+            it has been let go of; without, it stays.
+    """
+
+    def __init__(self, model: nn.Module, rebuild: Callable[[], nn.Module] | None = None) -> None:
+        self.model = model.requires_grad_(False).eval()
+        self._rebuild = rebuild
+
+    @classmethod
+    def copy_of(
+        cls, policy: nn.Module, rebuild: Callable[[], nn.Module] | None = None
+    ) -> FrozenModel:
+        """A frozen copy of a policy in its starting state."""
+        return cls(copy.deepcopy(policy), rebuild)
 
     @contextmanager
     def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-        """Hand out the model to run as the reference.
+        """Hand out the model, built again if need be; see :meth:`OtherModel.active`."""
+        if self.model is None:
+            assert self._rebuild is not None
+            # Validation runs in inference mode, whose tensors could serve no graph later on, and
+            # building must not move what training draws.
+            with torch.inference_mode(False), torch.random.fork_rng([]):
+                self.model = self._rebuild().requires_grad_(False).eval()
+        # Weights that were moved in inference mode, which validation has, could serve no graph.
+        with torch.inference_mode(False), torch.no_grad():
+            self.model.to(device)
+        yield self.model
 
-        Args:
-            policy: The policy, whose adapters are switched off meanwhile if it serves.
-            device: Where the batch is.
+    def release(self) -> None:
+        """Let go of the model, if it can be built again."""
+        if self._rebuild is not None:
+            self.model = None
 
-        Yields:
-            A model in eval mode on ``device``.
-        """
-        if self.model is not None:
-            # Weights that were moved in inference mode, which validation has, could serve no graph.
-            with torch.inference_mode(False), torch.no_grad():
-                self.model.to(device)
-            yield self.model
-            return
+
+class BaseOfAdapters(OtherModel):
+    """The policy without the new adapters that are trained."""
+
+    @contextmanager
+    def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+        """Hand out the policy with its adapters off; see :meth:`OtherModel.active`."""
         with evaluating(policy), policy.disable_adapter():  # type: ignore[operator]
             yield policy
 
 
-def check_compatible(policy: nn.Module, reference: nn.Module | None, needs: frozenset[str]) -> None:
+class InstructedModel(OtherModel):
+    """A model under another prompt: the policy as it is now, or another one.
+
+    Args:
+        instruction: Token ids that are put before every prompt.
+        begin: Token that begins a sequence; it stays the first one.
+        other: The model; None takes the policy itself.
+    """
+
+    def __init__(
+        self,
+        instruction: Sequence[int],
+        begin: int | None = None,
+        other: OtherModel | None = None,
+    ) -> None:
+        self.model = None if other is None else other.model
+        self._instruction = torch.tensor(instruction)
+        self._begin = begin
+        self._other = other
+
+    def rows(self, batch: ResponseBatch) -> ResponseBatch:
+        """The rows with the instruction before their prompts."""
+        ids = batch.input_ids
+        begins = self._begin is not None and bool((ids[:, 0] == self._begin).all())
+        start, more = int(begins), len(self._instruction)
+        instruction = self._instruction.to(ids).expand(len(ids), more)
+        return dataclasses.replace(
+            batch,
+            input_ids=torch.cat([ids[:, :start], instruction, ids[:, start:]], 1),
+            prompt_lengths=batch.prompt_lengths + more,
+            lengths=batch.lengths + more,
+            supplied_weights=None,
+            behaviour_logps=None,
+        )
+
+    @contextmanager
+    def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+        """Hand out the model; see :meth:`OtherModel.active`."""
+        if self._other is not None:
+            with self._other.active(policy, device) as model:
+                yield model
+        else:
+            with evaluating(policy):
+                yield policy
+
+
+def check_compatible(
+    policy: nn.Module, others: dict[str, OtherModel], needs: frozenset[str]
+) -> None:
     """Refuse models that cannot serve together, or cannot serve what is asked of them.
 
     Args:
         policy: The policy.
-        reference: A reference of its own, or None.
-        needs: Keys of :data:`lit_tidpo.contracts.NEEDS`.
+        others: The other models by name.
+        needs: Needs of :mod:`lit_tidpo.models.needs`.
 
     Raises:
-        InputError: If the vocabularies differ, attention probabilities are asked of a kernel that
-            has none, or input gradients of a compiled or reentrantly checkpointed model.
+        InputError: If vocabularies differ, attention probabilities are asked of a kernel that has
+            none, input gradients of a compiled or reentrantly checkpointed model, or what spans the
+            prompt of a model under another prompt.
     """
-    models = {"policy": policy} if reference is None else {"policy": policy, "reference": reference}
-    sizes = {name: _vocabulary_size(model) for name, model in models.items()}
-    if len(set(sizes.values())) > 1:
-        raise InputError(
-            f"policy and reference have different vocabularies ({sizes['policy']} and "
-            f"{sizes['reference']} entries): choose a reference with the policy's tokenizer"
-        )
+    models = {"policy": policy}
+    models |= {name: other.model for name, other in others.items() if other.model is not None}
+    size = vocabulary_size(policy)
+    for name, model in models.items():
+        if vocabulary_size(model) != size:
+            raise InputError(
+                f"policy and {name} have different vocabularies ({size} and "
+                f"{vocabulary_size(model)} entries): choose a {name} with the policy's tokenizer"
+            )
     for need in needs:
-        model = models.get(need.split(".")[0], policy)
-        kernel = getattr(model.config, "_attn_implementation", None)
-        if need.endswith(".attentions") and kernel != "eager":
+        name = need.rpartition(".")[0]
+        if not name:
+            continue
+        quantity, model = find(need), models.get(name, policy)
+        if quantity.eager and attention_kernel(model) != "eager":
             raise InputError(
-                f"attention importance needs the attention probabilities, which {kernel!r} "
-                "attention does not hand out: set policy.attn_implementation=eager"
+                f"attention importance needs the attention probabilities, which "
+                f"{attention_kernel(model)!r} attention does not hand out: set "
+                "policy.attn_implementation=eager"
             )
-        if need.endswith(".embeddings"):
-            _check_attributable(model)
-
-
-def _vocabulary_size(model: nn.Module) -> int:
-    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-
-
-_OVERWRITING = ("swiglu", "geglu")
-"""Modules of Liger whose backward pass can run only once."""
-
-
-def _check_attributable(model: nn.Module) -> None:
-    if isinstance(model, torch._dynamo.OptimizedModule):
-        raise InputError(
-            "gradient importance cannot look into a model compiled as a whole: compile its "
-            "layers one by one instead"
-        )
-    for module in model.modules():
-        source = module.forward.__module__
-        if source.startswith("liger_kernel.") and source.endswith(_OVERWRITING):
+        if quantity.attributed:
+            check_attributable(model)
+        if quantity.whole and isinstance(others.get(name), InstructedModel):
             raise InputError(
-                f"gradient importance runs the backward pass of the training forward twice, but "
-                f"{source} writes its gradients over what the second run needs, which would make "
-                "them wrong without a word: apply Liger with swiglu=False (geglu=False)"
-            )
-        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
-        if checkpoint is not None and getattr(checkpoint, "keywords", {}).get(
-            "use_reentrant", False
-        ):
-            raise InputError(
-                "gradient importance cannot work with reentrant activation checkpointing: enable "
-                "it with use_reentrant=False"
+                f"{need!r} spans the prompt, but {name} runs under another prompt: ask for it of a "
+                f"model without model.models.{name}.prompt"
             )

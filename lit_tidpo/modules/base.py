@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    ModelParallelStrategy,
-    SingleDeviceStrategy,
-)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,13 +17,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.sharding import is_sharded, shard
-from lit_tidpo.plugins.hparams import plain
+from lit_tidpo.models.sharding import check_strategy, shard
+from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.structures import ResponseBatch
 
-LRSchedule = Literal["constant", "linear", "cosine"]
+# Lightning 2.6 calls what newer jsonargparse deprecates: nothing that a user of ours could mend.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-_PROVEN = (DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy)
+LRSchedule = Literal["constant", "linear", "cosine"]
 
 
 class PolicyModule(LightningModule):
@@ -64,7 +59,7 @@ class PolicyModule(LightningModule):
         self.lr_schedule = lr_schedule
         self.warmup_steps = warmup_steps
         self.seed = seed
-        self._training_steps = 0  # not known before training starts
+        self._training_steps = 0  # 0 while it is not known
         self._window_amounts: list[float] = []
 
     def _remember_arguments(self, arguments: dict[str, Any]) -> None:
@@ -74,33 +69,16 @@ class PolicyModule(LightningModule):
             arguments: ``locals()`` of the constructor, before it has any others.
         """
         implied = ("self", "__class__")
-        values = {name: plain(value) for name, value in arguments.items() if name not in implied}
+        values = {
+            name: as_plain_data(value) for name, value in arguments.items() if name not in implied
+        }
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(values)
 
     def setup(self, stage: str) -> None:
         """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
-        strategy, precision = self.trainer.strategy, self.trainer.precision_plugin
-        if self.device_mesh is not None and self.policy is not None and not is_sharded(self.policy):
-            raise InputError(
-                "strategy model_parallel shards a policy when it is built, and this one is there "
-                "already: let the Trainer build it from policy.path, or use strategy=ddp"
-            )
-        if not isinstance(strategy, _PROVEN) or isinstance(strategy, DeepSpeedStrategy):
-            raise InputError(
-                f"strategy {type(strategy).__name__} is not supported yet: gradient attribution "
-                "and the frozen reference are proven for one device, ddp and model_parallel (FSDP2)"
-            )
-        if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
-            raise InputError(
-                f"strategy ddp_{strategy._start_method} returns a module without its trained "
-                "policy to the parent process: use strategy=ddp"
-            )
-        if isinstance(precision, (DoublePrecision, HalfPrecision)):
-            raise InputError(
-                f"precision={precision.precision} would cast the policy, its positions included, "
-                "but not the reference: set policy.dtype, or use precision=bf16-mixed"
-            )
+        trainer = self.trainer
+        check_strategy(trainer.strategy, trainer.precision_plugin, self.device_mesh, self.policy)
 
     def configure_model(self) -> None:
         """Build the policy, once."""
@@ -158,7 +136,7 @@ class PolicyModule(LightningModule):
         return 1
 
     def on_train_start(self) -> None:
-        """Check the loader, and find out when the schedule ends.
+        """Check the loader, and find out when training ends.
 
         Not earlier: asking the Trainer makes it start on the data, which has to wait until a
         checkpoint is restored.
@@ -174,15 +152,14 @@ class PolicyModule(LightningModule):
                 "model.anchor.reuse_steps times trainer.accumulate_grad_batches, or 1 where no "
                 "anchors are kept"
             )
-        if self.lr_schedule == "constant":
-            return
         steps = self.trainer.estimated_stepping_batches
-        if steps < 0 or not math.isfinite(steps):  # -1 is what endless data get
+        endless = steps < 0 or not math.isfinite(steps)  # -1 is what endless data get
+        if endless and self.lr_schedule != "constant":
             raise InputError(
                 f"lr_schedule={self.lr_schedule!r} needs an end: set trainer.max_steps, or "
                 "trainer.max_epochs with data of known length"
             )
-        self._training_steps = int(steps)
+        self._training_steps = 0 if endless else int(steps)
 
     def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
         """Seed of a batch, the same after a restart."""
@@ -190,12 +167,12 @@ class PolicyModule(LightningModule):
 
     # Means over windows of accumulated batches, and over epochs
 
-    def _count(self, names: list[str]) -> None:
+    def _keep_means(self, names: list[str]) -> None:
         """Keep means of these quantities, for training and for evaluation."""
         self.train_means, self.means = ExampleMeans(names), ExampleMeans(names)
 
-    def _mean(self, values: Tensor, amounts: Tensor) -> Tensor:
-        """Mean of the batch, in the unit of the first batch of its window.
+    def _window_loss(self, values: Tensor, amounts: Tensor) -> Tensor:
+        """Loss of the batch: its mean, in the unit of the first batch of its window.
 
         DDP averages over ranks and Lightning divides by ``accumulate_grad_batches``, whatever the
         amounts on a rank and in a batch, and however short the last window. What this returns,

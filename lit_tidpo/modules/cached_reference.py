@@ -12,14 +12,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_tidpo.contracts import NEEDS
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.kept_logps import (
-    LogprobStore,
-    ReleasableReference,
     complete,
     describe,
     fingerprint,
@@ -27,11 +24,12 @@ from lit_tidpo.models.kept_logps import (
     rows_digest,
     write_part,
 )
-from lit_tidpo.models.reference import Reference
+from lit_tidpo.models.models import Models
+from lit_tidpo.models.needs import find
+from lit_tidpo.models.reference import FrozenModel
 from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.runtime import from_all_ranks
 from lit_tidpo.objective import Objective
-from lit_tidpo.structures import ResponseBatch
 
 _OPTION = "model.reference_cache"
 # Raise it when the same model and rows come to make other log-probs, so that old folders rest.
@@ -57,7 +55,6 @@ class CachedReference:
         if folder is not None:
             _check_needs(objective)
         self._objective = objective
-        self._store = LogprobStore()
         self._model: dict[str, str] = {}
         self._seen: list[tuple[object, str]] = []
 
@@ -66,30 +63,19 @@ class CachedReference:
         """Whether no step has to run the reference."""
         return self.folder is not None and "anchor" not in self._objective.needs
 
-    def describe(self, policy: nn.Module, reference: Reference) -> None:
+    def describe(self, models: Models) -> None:
         """Note what the reference is, while the policy is in its starting state and whole."""
-        self._store, self._seen = LogprobStore(), []
+        self._seen = []
         if self.folder is not None:
-            own = reference.model
-            self._model = describe(policy if own is None else own, base_only=own is None)
+            own = models.others["reference"].model
+            self._model = describe(models.policy if own is None else own, base_only=own is None)
 
-    def lookup(self, batch: ResponseBatch) -> Tensor | None:
-        """Log-probs of a batch, ``[N, T]``; None before a Trainer has had any computed.
-
-        Raises:
-            InputError: If a row was not in the data.
-        """
-        return self._store.lookup(batch) if self._seen else None
-
-    def prepare(
-        self, trainer: Trainer, policy: nn.Module, reference: Reference, *loaders: Any
-    ) -> None:
+    def prepare(self, trainer: Trainer, models: Models, *loaders: Any) -> None:
         """Read the log-probs of all pairs, or compute and write them; then let the reference go.
 
         Args:
             trainer: Knows devices and precision.
-            policy: Runs as the reference where that has no model of its own.
-            reference: The reference.
+            models: Learn what the reference's log-probs are.
             loaders: Loaders, lists of loaders, or None.
 
         Raises:
@@ -104,18 +90,14 @@ class CachedReference:
                 seen is dataset and computed_in == precision for seen, computed_in in self._seen
             ):
                 share = rank_share(loader, trainer, _OPTION)
-                self._read_or_compute(self.folder, share, trainer, policy, reference)
+                self._read_or_compute(self.folder, share, trainer, models)
                 self._seen.append((dataset, precision))
-        if isinstance(reference, ReleasableReference) and not trainer.sanity_checking:
+        reference = models.others["reference"]
+        if isinstance(reference, FrozenModel) and not trainer.sanity_checking:
             reference.release()
 
     def _read_or_compute(
-        self,
-        root: Path,
-        share: DataLoader[Any],
-        trainer: Trainer,
-        policy: nn.Module,
-        reference: Reference,
+        self, root: Path, share: DataLoader[Any], trainer: Trainer, models: Models
     ) -> None:
         start = time.monotonic()
         keys = {key for batch in response_batches(share, _OPTION) for key in row_keys(batch)}
@@ -132,7 +114,7 @@ class CachedReference:
         if not found["found"]:
             partial = root / f".{folder.name}.{found['run']}"
             try:
-                rows = self._compute(share, trainer, policy, reference)
+                rows = self._compute(share, trainer, models)
                 partial.mkdir(parents=True, exist_ok=True)
                 write_part(partial / f"part-{trainer.global_rank}.safetensors", rows)
                 from_all_ranks({})
@@ -141,7 +123,7 @@ class CachedReference:
                 from_all_ranks({})
             finally:
                 shutil.rmtree(partial, ignore_errors=True)  # there only if something failed
-        self._store.open(folder)
+        models.kept.open(folder)
         what = "read from" if found["found"] else "computed and kept in"
         rank_zero_info(
             f"reference log-probs of {len(all_keys)} responses {what} {str(folder)!r} in "
@@ -149,7 +131,7 @@ class CachedReference:
         )
 
     def _compute(
-        self, share: DataLoader[Any], trainer: Trainer, policy: nn.Module, reference: Reference
+        self, share: DataLoader[Any], trainer: Trainer, models: Models
     ) -> dict[bytes, Tensor]:
         """Log-probs of the response tokens of each row, by its key, on the CPU in fp32."""
         rows: dict[bytes, Tensor] = {}
@@ -157,13 +139,8 @@ class CachedReference:
             for batch in response_batches(share, _OPTION):
                 keys, mask = row_keys(batch), batch.response_mask
                 moved = trainer.strategy.batch_to_device(batch)
-                with (
-                    trainer.precision_plugin.forward_context(),
-                    reference.active(policy, moved.input_ids.device) as model,
-                ):
-                    # The reference in the policy's place: nothing else has to run.
-                    (forward,) = self._objective.run(model, reference, moved, frozenset())
-                logps = forward.policy.logps.float().cpu()
+                with trainer.precision_plugin.forward_context():
+                    logps = models.run_reference(moved).float().cpu()
                 rows |= {key: logps[row][mask[row]] for row, key in enumerate(keys)}
         return rows
 
@@ -171,13 +148,13 @@ class CachedReference:
 def _check_needs(objective: Objective) -> None:
     """Refuse components that log-probs of the pairs cannot serve."""
     asked = {f"loss {name!r}": part.needs for name, part in objective.losses.items()}
-    asked[f"importance {type(objective.importance).__name__}"] = objective.importance_needs()
+    asked[f"importance {type(objective.importance).__name__}"] = objective.importance_needs
     for component, needs in asked.items():
         for need in sorted(needs - {"reference.logps"}):
-            if need == "kl" or need.startswith("reference."):
-                remedy = " (weighted_dpo: alpha=0)" if need == "kl" else ""
+            if need.startswith("reference."):
+                remedy = " (weighted_dpo: alpha=0)" if need == "reference.kl" else ""
                 raise InputError(
-                    f"{component} needs {need!r}, the {NEEDS[need]}, which cached log-probs cannot "
-                    f"give: set the component up without it{remedy}, or leave "
+                    f"{component} needs {need!r}, {find(need).words}, which cached log-probs "
+                    f"cannot give: set the component up without it{remedy}, or leave "
                     "model.reference_cache out"
                 )

@@ -4,43 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, NonFiniteError, check_choice
-from lit_tidpo.importance.kept_weights import WeightCache
-from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.functional.importance import Scale
+from lit_tidpo.importance.base import ImportanceEstimator, walk
+from lit_tidpo.importance.kept_weights import KeptWeights
+from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.metrics.quantities import (
-    outcome_quantities,
+    objective_quantities,
     preference_quantities,
     quantity_names,
 )
-from lit_tidpo.models.forward import Computation
 from lit_tidpo.models.layout import LayoutChoice
-from lit_tidpo.models.policy import PolicyConfig, evaluating
+from lit_tidpo.models.needs import find
+from lit_tidpo.models.policy import ModelOptions, PolicyConfig
+from lit_tidpo.models.quirks import evaluating
 from lit_tidpo.models.reference import check_compatible
 from lit_tidpo.modules.base import LRSchedule
 from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.referenced import ReferencedModule
 from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, zero_loss
-from lit_tidpo.objective import Objective, Outcome
+from lit_tidpo.objective import Objective, ObjectiveValues
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
-from lit_tidpo.sampling.generation import AnchorOptions, sample_anchors, window_batches
-from lit_tidpo.sampling.kept_anchors import AnchorCache
+from lit_tidpo.sampling.generation import AnchorOptions, Generation, window_batches
+from lit_tidpo.sampling.kept_samples import KeptSamples
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import Prediction, ResponseBatch
 
 Evaluation = Literal["objective", "rewards"]
 NonFinite = Literal["raise", "skip"]
 
-_WEIGHTING = Weighting()
 _ANCHOR = AnchorOptions()
 
 
@@ -56,17 +58,20 @@ class PreferenceModule(ReferencedModule):
     Args:
         policy: The model to train.
         reference: The model of the log-ratios: a Hub name, a folder or ``builtin:NAME``. By default
-            the policy as it starts: a frozen copy, or its base with the adapters off.
-        reference_cache: Folder that keeps the reference's log-probs of the pairs; each is computed
+            the policy as it starts, where a loss or the importance asks for a reference: a frozen
+            copy, or its base with the adapters off.
+        reference_cache: Folder that keeps the reference's log-probs of the data; each is computed
             once, before training, validation or test, and the reference leaves the memory where
             anchors do not need it. By default it runs at every step.
-        importance: Scores the tokens; gradient attribution by default.
-        weighting: Turns scores into weights.
-        losses: Components by name; by default ``preference`` (weighted_dpo) and ``triplet``.
-        loss_weights: Factor of each component by name; where absent the component's own, which is
-            0.1 for the triplet loss (Eq. 14's gamma) and 1 for the others. At 0 a component
-            computes nothing.
-        beta: Inverse temperature of the implicit reward, per nat.
+        models: Further models by name, which estimators and losses can ask for by that name.
+        importance: Scores the tokens; by default ``hybrid``, gradient attribution mixed with a
+            Gaussian prior (Eq. 8).
+        weight_scale: What is 1 of the weights over a response that scores become: their ``mean``
+            (uniform weights are then exactly plain DPO), their ``sum`` or their ``max``; ``none``
+            keeps the scores as they are.
+        losses: Losses by name; by default ``preference`` (weighted_dpo) and ``triplet``.
+        loss_weights: Factor of each loss by name; where absent the loss's own, which is 0.1 for the
+            triplet loss (Eq. 14's gamma) and 1 for the others. At 0 a loss computes nothing.
         anchor: How anchors are sampled, where a loss asks for them.
         importance_every: Optimizer steps for which an example's weights are kept; 1 computes them
             at every step, 0 once before training.
@@ -92,11 +97,11 @@ class PreferenceModule(ReferencedModule):
         policy: PolicyConfig,
         reference: str | None = None,
         reference_cache: str | None = None,
+        models: dict[str, ModelOptions] | None = None,
         importance: ImportanceEstimator | None = None,
-        weighting: Weighting = _WEIGHTING,
+        weight_scale: Scale = "mean",
         losses: dict[str, LossComponent] | None = None,
         loss_weights: dict[str, float] | None = None,
-        beta: float = 0.1,
         anchor: AnchorOptions = _ANCHOR,
         importance_every: int = 1,
         evaluation: Evaluation = "objective",
@@ -114,87 +119,110 @@ class PreferenceModule(ReferencedModule):
         check_choice("non_finite", non_finite, NonFinite)
         if importance_every < 0:
             raise InputError(f"importance_every={importance_every}: expected 0 or more")
-        losses = _default_losses() if losses is None else losses
         if logits_at_once < 1:
             raise InputError(f"logits_at_once={logits_at_once}: expected 1 or more")
-        estimator = importance or load(IMPORTANCE, "gradient", ImportanceEstimator)()
+        estimator = importance or load(IMPORTANCE, "hybrid", ImportanceEstimator)()
+        if estimator.learned and importance_every != 1:
+            raise InputError(
+                f"importance_every={importance_every} would keep weights that are trained with the "
+                "policy: expected 1"
+            )
         objective = Objective(
             estimator,
-            weighting,
-            losses,
+            weight_scale,
+            _default_losses() if losses is None else losses,
             loss_weights or {},
-            beta,
-            Computation(logits_at_once=logits_at_once),
+            tuple(models or ()),
         )
         super().__init__(
             policy,
             reference,
             reference_cache,
+            models or {},
             objective,
             layout,
+            logits_at_once,
             optimizer,
             lr_schedule,
             warmup_steps,
             seed,
         )
         self._remember_arguments(arguments)
-        self._warn_of_idle_settings(importance, weighting, anchor)
-        parts = {**objective.losses, "importance": estimator}
+        self._tell_of_idle_settings(importance, weight_scale, anchor)
+        parts: dict[str, object] = {**objective.losses}
+        parts |= {f"importance_{place}": part for place, part in enumerate(walk(estimator))}
         # Components with parameters of their own are trained and saved with the policy.
         self.learned = nn.ModuleDict({k: v for k, v in parts.items() if isinstance(v, nn.Module)})
         self.anchor = anchor
-        self.anchor_cache = AnchorCache(anchor)
-        self.cache = WeightCache(importance_every)
+        self.sampler = Generation(anchor)
+        self.kept_samples = KeptSamples(self.sampler, anchor.reuse_steps)
+        self.kept_weights = KeptWeights(importance_every)
         self.evaluation = evaluation
         self.non_finite = non_finite
-        self._spoiled = False
+        self._left_out = False
         self.skipped_steps = 0
-        self._count(quantity_names(objective.losses))
+        self._keep_means(quantity_names(objective.losses))
 
-    def _warn_of_idle_settings(
-        self, importance: ImportanceEstimator | None, weighting: Weighting, anchor: AnchorOptions
+    def _tell_of_idle_settings(
+        self, importance: ImportanceEstimator | None, weight_scale: Scale, anchor: AnchorOptions
     ) -> None:
         needs = self.objective.needs
         if "anchor" not in needs and anchor != _ANCHOR:
             rank_zero_warn("model.anchor has no effect: no loss asks for an anchor")
-        if "weights" not in needs and (importance is not None or weighting != _WEIGHTING):
+        if "weights" not in needs and (importance is not None or weight_scale != "mean"):
             rank_zero_warn(
-                "model.importance and model.weighting have an effect on predict alone: no loss "
+                "model.importance and model.weight_scale have an effect on predict alone: no loss "
                 "asks for weights"
             )
+        if not self._has_reference:
+            rank_zero_info("No loss asks for a reference: there is none, and no rewards are logged")
+        unasked = sorted(self.model_options.keys() - self.objective.models)
+        if unasked:
+            rank_zero_warn(f"model.models has no effect for {unasked}: no component asks for them")
 
     # One batch
 
-    def forward(self, batch: ResponseBatch, sampling_seed: int | None = None) -> Outcome:
+    def forward(self, batch: ResponseBatch, sampling_seed: int | None = None) -> ObjectiveValues:
         """Compute losses and per-token results of a batch, for steps here or in a foreign module.
 
         Args:
-            batch: Rows of the roles ``chosen`` and ``rejected``.
+            batch: Rows of the data.
             sampling_seed: Seed of sampled anchors and dropout, which then leave the global
                 generators alone; None draws from those.
 
         Returns:
-            The outcome; ``outcome.loss`` is inside the graph if gradients are enabled, or if the
-            estimator needs them.
+            What the objective makes of it; its ``loss`` is inside the graph if gradients are
+            enabled, or if the estimator needs them.
         """
-        policy, reference = self.built_policy, self.built_reference
-        needs = self.objective.importance_needs()
-        with seeded(sampling_seed, batch.input_ids.device), _attributable(needs):
-            batch = outside_inference(batch)
+        with seeded(sampling_seed, batch.input_ids.device), _attributable(self._takes_gradients):
+            if batch.input_ids.is_inference():
+                batch = outside_inference(batch)
             anchors = self._anchors(batch) if "anchor" in self.objective.needs else None
-            weights = self._cached_weights(batch)
-            logps = self.cached_reference.lookup(batch)
-            outcome = self.objective.evaluate(policy, reference, batch, anchors, weights, logps)
-            if self._keeps_weights and weights is None and outcome.weights is not None:
-                self.cache.store(batch, outcome.weights, self.global_step)
-        return outcome
+            weights = self._lasting_weights(batch)
+            found = self.objective.evaluate(
+                self.models, batch, anchors, weights, self._step, self._share_of_run
+            )
+            if self._keeps_weights and weights is None and found.weights is not None:
+                self.kept_weights.store(batch, found.weights, self.global_step)
+        return found
+
+    @cached_property
+    def _takes_gradients(self) -> bool:
+        return _take_gradients(self.objective.importance_needs)
+
+    @property
+    def _step(self) -> int:
+        return 0 if self._trainer is None else self.global_step
+
+    @property
+    def _share_of_run(self) -> float | None:
+        return min(1.0, self._step / self._training_steps) if self._training_steps else None
 
     def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
-        sharded = self.device_mesh is not None
-        if self.anchor.reuse_steps == 1 or not self._in_training:
-            return sample_anchors(self.built_policy, batch, self.anchor, synced=sharded)
-        on_any_rank = self._on_any_rank if sharded else None
-        return self.anchor_cache.anchors(self.built_policy, batch, self.global_step, on_any_rank)
+        keep = self.anchor.reuse_steps > 1 and self._in_training
+        sampler = self.kept_samples if keep else self.sampler
+        in_step = self._on_any_rank if self.device_mesh is not None else None
+        return sampler.sample(self.built_policy, batch, 1, self._step, in_step)
 
     def _on_any_rank(self, here: bool) -> bool:
         flag = torch.tensor(float(here), device=self.device)
@@ -207,12 +235,12 @@ class PreferenceModule(ReferencedModule):
 
     @property
     def _keeps_weights(self) -> bool:
-        return self.cache.refresh_every != 1 and self._in_training
+        return self.kept_weights.refresh_every != 1 and self._in_training
 
-    def _cached_weights(self, batch: ResponseBatch) -> Tensor | None:
+    def _lasting_weights(self, batch: ResponseBatch) -> Tensor | None:
         if not self._keeps_weights or "weights" not in self.objective.needs:
             return None
-        return self.cache.lookup(batch, self.global_step)
+        return self.kept_weights.lookup(batch, self.global_step)
 
     # Training
 
@@ -230,91 +258,88 @@ class PreferenceModule(ReferencedModule):
     def on_train_start(self) -> None:
         """Compute before the first step what is kept: reference log-probs, weights."""
         super().on_train_start()
-        self._spoiled = False
-        if self.cache.refresh_every != 0 or self.cache.is_filled:
+        self._left_out = False
+        if self.kept_weights.refresh_every != 0 or self.kept_weights.is_filled:
             return
         share = rank_share(self.trainer.train_dataloader, self.trainer, "importance_every=0")
         for batch in response_batches(share, "importance_every=0"):
             with self.trainer.precision_plugin.forward_context():
                 self._precompute(self.trainer.strategy.batch_to_device(batch))
-        for state in from_all_ranks(self.cache.state_dict()):
-            self.cache.update(state)
+        for state in from_all_ranks(self.kept_weights.state_dict()):
+            self.kept_weights.update(state)
 
     def _precompute(self, batch: ResponseBatch) -> None:
-        policy, needs = self.built_policy, self.objective.importance_needs()
-        with evaluating(policy):
-            logps = self.cached_reference.lookup(batch)
-            forward = self.objective.run(policy, self.built_reference, batch, needs, logps)[0]
-        _, weights = self.objective.weigh(forward)
-        self.cache.store(batch, weights, step=0)
+        models, needs = self.models, self.objective.importance_needs
+        with evaluating(models.policy):
+            (results,) = self.objective.ask(models, (batch, needs))
+        self.objective.weigh(results)
+        self.kept_weights.store(batch, results["weights"], step=0)
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         """Loss of the batch: mean over its pairs."""
         try:
-            outcome = self(batch, self._seed_of(0, self.current_epoch, batch_idx))
+            found = self(batch, self._seed_of(0, self.current_epoch, batch_idx))
         except NonFiniteError:
             if self.non_finite == "raise":
                 raise
-            return self._spoil(batch)
-        self.train_means.update(outcome_quantities(outcome, self.objective.beta), batch.counted)
-        counted = batch.counted.to(outcome.loss)
-        return self._mean(outcome.loss * counted, counted)
+            return self._leave_out(batch)
+        quantities = objective_quantities(found, self.objective.beta)
+        self.train_means.update(quantities, batch.counted)
+        counted = batch.counted.to(found.loss)
+        return self._window_loss(found.loss * counted, counted)
 
-    def _spoil(self, batch: ResponseBatch) -> Tensor:
+    def _leave_out(self, batch: ResponseBatch) -> Tensor:
         """Loss of a batch whose step is left out; the other ranks may know nothing of it."""
-        self._spoiled = True
+        self._left_out = True
         nothing = zero_loss(self).expand(batch.size)
         self.train_means.update({"loss/total": nothing}, torch.zeros_like(batch.counted))
-        return self._mean(nothing, batch.counted)
+        return self._window_loss(nothing, batch.counted)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Finish the gradients, and leave a step out that was spoiled on any rank."""
+        """Finish the gradients, and leave a step out that was to be left out on any rank."""
         super().on_before_optimizer_step(optimizer)
         if self.non_finite == "raise":
             return
-        if self._on_any_rank(self._spoiled):
+        if self._on_any_rank(self._left_out):
             # Optimizers pass over parameters without a gradient: neither they nor their state move.
             optimizer.zero_grad(set_to_none=True)
             self.skipped_steps += 1
             self.log("train/skipped_steps", float(self.skipped_steps))
-        self._spoiled = False
+        self._left_out = False
 
     # Evaluation
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
+        beta = self.objective.beta
         if self.evaluation == "rewards":
-            logps = self.cached_reference.lookup(batch)
-            scores = self.objective.log_ratios(
-                self.built_policy, self.built_reference, batch, logps
-            )
-            quantities = preference_quantities(scores, self.objective.beta)
+            context = self.objective.log_ratios(self.models, batch)
+            quantities = preference_quantities(context, beta)
         else:
             try:
-                outcome = self(batch, self._seed_of(1, 0, batch_idx))
+                found = self(batch, self._seed_of(1, 0, batch_idx))
             except NonFiniteError as error:
                 if self.non_finite == "raise":
                     raise
                 rank_zero_warn(f"a batch is left out of the evaluation: {error}")
                 return
-            quantities = outcome_quantities(outcome, self.objective.beta)
+            quantities = objective_quantities(found, beta)
         self.means.update(quantities, batch.counted)
 
     def on_predict_start(self) -> None:
         """Check that the estimator can score, whether or not a loss asks it to."""
         needs = self.objective.importance.needs
-        check_compatible(self.built_policy, self.built_reference.model, needs)
+        check_compatible(self.built_policy, self.models.others, needs)
 
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
         """Per-token log-ratios and importance weights of the batch, detached."""
-        with _attributable(self.objective.importance.needs):
-            batch = outside_inference(batch)
-            return self.objective.explain(self.built_policy, self.built_reference, batch)
+        with _attributable(_take_gradients(self.objective.importance.needs)):
+            return self.objective.explain(self.models, outside_inference(batch))
 
     # Checkpoints
 
     @property
     def _caches(self) -> dict[str, PairCache]:
-        return {"importance_cache": self.cache, "anchor_cache": self.anchor_cache}
+        return {"kept_weights": self.kept_weights, "kept_samples": self.kept_samples}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps, and what later steps may still use."""
@@ -334,13 +359,17 @@ class PreferenceModule(ReferencedModule):
                 cache.update(state)
 
 
+def _take_gradients(needs: frozenset[str]) -> bool:
+    return any(find(need).attributed for need in needs)
+
+
 @contextmanager
-def _attributable(needs: frozenset[str]) -> Iterator[None]:
+def _attributable(takes_gradients: bool) -> Iterator[None]:
     """Enable gradients where a graph is asked for.
 
     Lightning validates in inference mode, and within fit without gradients.
     """
-    if not any(need.endswith(".embeddings") for need in needs):
+    if not takes_gradients:
         yield
         return
     with torch.inference_mode(False), torch.enable_grad():

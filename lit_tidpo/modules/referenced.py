@@ -1,34 +1,47 @@
-"""A policy beside the reference that it is compared with: how both are built, and how they run."""
+"""A policy beside the models that it is compared with: how all are built, and how they run."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from lit_tidpo.models.kept_logps import ReleasableReference
+from lit_tidpo.errors import InputError
 from lit_tidpo.models.layout import LayoutChoice, choose_layout, head_agrees
+from lit_tidpo.models.models import Models
 from lit_tidpo.models.packing import use_packed_attention
-from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.reference import Reference, check_compatible
+from lit_tidpo.models.policy import ModelOptions, PolicyConfig, build_policy
+from lit_tidpo.models.reference import (
+    BaseOfAdapters,
+    FrozenModel,
+    InstructedModel,
+    OtherModel,
+    check_compatible,
+)
+from lit_tidpo.models.sharding import UNSHARED_PROMPTS
+from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.objective import Objective
 
 
 class ReferencedModule(PolicyModule):
-    """A module that trains a policy against a frozen reference.
+    """A module that trains a policy against frozen models.
 
     Args:
         policy: The model to train.
         reference: The model of the log-ratios: a Hub name, a folder or ``builtin:NAME``. By default
-            the policy as it starts: a frozen copy, or its base with the adapters off.
+            the policy as it starts, where a component asks for a reference: a frozen copy, or its
+            base with the adapters off.
         reference_cache: Folder that keeps the reference's log-probs; None runs it at every step.
-        objective: What both models are run for.
+        models: Further models by name.
+        objective: What the models are run for.
         layout: How rows lie in the models' batches.
+        logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile.
         optimizer: See :class:`lit_tidpo.modules.base.PolicyModule`, as for the rest.
         lr_schedule: Course of the learning rate.
         warmup_steps: Steps of its rise.
@@ -40,8 +53,10 @@ class ReferencedModule(PolicyModule):
         policy: PolicyConfig,
         reference: str | None,
         reference_cache: str | None,
+        models: Mapping[str, ModelOptions],
         objective: Objective,
         layout: LayoutChoice,
+        logits_at_once: int,
         optimizer: OptimizerCallable | None,
         lr_schedule: LRSchedule,
         warmup_steps: int,
@@ -49,12 +64,40 @@ class ReferencedModule(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
         self.objective = objective
-        self.reference: Reference | None = None
         self.reference_path = reference
         self.cached_reference = CachedReference(reference_cache, objective)
+        self.model_options = models
         self.layout = layout
+        self.logits_at_once = logits_at_once
+        self._models: Models | None = None
+        if reference_cache is not None and not self._has_reference:
+            raise InputError(
+                f"model.reference_cache={reference_cache!r} keeps log-probs of a reference, which "
+                "no loss and no importance asks for: leave it out"
+            )
 
-    def attach(self, policy: nn.Module, reference: nn.Module | None = None) -> None:
+    @property
+    def models(self) -> Models:
+        """The policy and what it is compared with.
+
+        Raises:
+            InputError: If they have not been built yet.
+        """
+        policy = self.built_policy
+        assert self._models is not None
+        self._models.policy = policy
+        return self._models
+
+    @property
+    def _has_reference(self) -> bool:
+        return self.reference_path is not None or "reference" in self.objective.models
+
+    def attach(
+        self,
+        policy: nn.Module,
+        reference: nn.Module | None = None,
+        models: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         """Use models that were built elsewhere instead of ``policy.path``.
 
         Unless ``layout`` is ``padded``, their SDPA is exchanged for one that takes packed rows,
@@ -62,77 +105,98 @@ class ReferencedModule(PolicyModule):
 
         Args:
             policy: A causal language model of transformers, in its starting state.
-            reference: Model of the log-ratios; None freezes a copy of ``policy``.
+            reference: Model of the log-ratios; None freezes a copy of ``policy``, where a component
+                asks for one.
+            models: Further models by name.
         """
-        self.policy = policy.train()
-        self.reference = Reference(reference) if reference is not None else Reference.of(policy)
-        self.cached_reference.describe(policy, self.reference)
-        self._check_models()
+        others: dict[str, OtherModel] = {
+            name: FrozenModel(model) for name, model in (models or {}).items()
+        }
+        if reference is not None:
+            others["reference"] = FrozenModel(reference)
+        elif self._has_reference:
+            others["reference"] = FrozenModel.copy_of(policy)
+        self._take(policy.train(), others)
 
     def configure_model(self) -> None:
-        """Build policy and reference, once; the reference stays out of the module tree."""
+        """Build the models, once; all but the policy stay out of the module tree."""
         if self.policy is not None:
             return
         policy = build_policy(self.policy_config)
-        if self.reference_path is None:
-            self.reference = Reference.of(policy, self.policy_config.lora is not None)
-        else:
-            self.reference = Reference(build_policy(self._reference_config()))
-        self.policy = policy
-        # Now, because a checkpoint may be loaded into the policy next.
-        self.cached_reference.describe(policy, self.reference)
-        self._check_models()
-        self._shard(policy, self.reference.model)
-        if self.cached_reference.replaces_runs and self.reference.model is not None:
-            self.reference = ReleasableReference(self.reference.model, self._rebuild_reference)
+        others = {name: self._further(options) for name, options in self.model_options.items()}
+        if self._has_reference:
+            others["reference"] = self._reference(policy)
+        self._take(policy, others)
+        self._shard(*self.models.own)
 
-    def _reference_config(self) -> PolicyConfig:
-        if self.reference_path is None:
-            return self.policy_config
-        config = dataclasses.replace(
-            self.policy_config,
-            path=self.reference_path,
-            revision=None,
-            init="pretrained",
-            init_seed=0,
-        )
-        return dataclasses.replace(config, lora=None, adapter=None, activation_checkpointing=False)
+    def _take(self, policy: nn.Module, others: dict[str, OtherModel]) -> None:
+        self.policy = policy
+        self._models = Models(policy, others, logits_at_once=self.logits_at_once)
+        # Now, because a checkpoint may be loaded into the policy next.
+        self.cached_reference.describe(self._models)
+        self._prepare_models()
+
+    def _reference(self, policy: nn.Module) -> OtherModel:
+        if self.reference_path is None and self.policy_config.lora is not None:
+            return BaseOfAdapters()
+        rebuild = self._rebuild_reference if self.cached_reference.replaces_runs else None
+        if self.reference_path is not None:
+            return FrozenModel(build_policy(self._frozen(self.reference_path)), rebuild)
+        return FrozenModel.copy_of(policy, rebuild)
 
     def _rebuild_reference(self) -> nn.Module:
-        model = build_policy(self._reference_config())
-        if self.objective.computation.layout != "padded":
+        path = self.reference_path
+        model = build_policy(self.policy_config if path is None else self._frozen(path))
+        if self.models.layout != "padded":
             use_packed_attention(model)
         self._shard(model)
         return model
 
-    def _check_models(self) -> None:
-        needs = self.objective.needs | self.objective.importance_needs()
-        check_compatible(self.built_policy, self.built_reference.model, needs)
-        models = [model for model in (self.policy, self.built_reference.model) if model is not None]
-        unshared = None
-        if self.objective.weighting.positions == "all":
-            unshared = "weighting.positions=all asks for the gradients of each row's own prompt"
-        elif self.device_mesh is not None:
-            unshared = "a sharded layer is gathered for its output, not for what prompts leave"
-        layout = choose_layout(self.layout, models, needs, unshared)
-        own_logits = not all(head_agrees(model) for model in models)
-        if own_logits:
-            rank_zero_info("All logits are held at once: the model changes them after its head")
-        self.objective.computation = dataclasses.replace(
-            self.objective.computation, layout=layout, own_logits=own_logits
+    def _further(self, options: ModelOptions) -> OtherModel:
+        model: OtherModel | None = None
+        if options.path is not None or options.adapter is not None:
+            config = self._frozen(options.path, options.revision, options.adapter)
+            model = FrozenModel(build_policy(config))
+        if options.prompt is None:
+            assert model is not None
+            return model
+        tokenizer = load_tokenizer(
+            self.policy_config.path,
+            revision=self.policy_config.revision,
+            trust_remote_code=self.policy_config.trust_remote_code,
+        )
+        instruction = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
+        return InstructedModel(instruction, tokenizer.bos_token_id, model)
+
+    def _frozen(
+        self, path: str | None, revision: str | None = None, adapter: str | None = None
+    ) -> PolicyConfig:
+        """How a model that is not trained is loaded: as the policy, from elsewhere."""
+        config = dataclasses.replace(
+            self.policy_config, lora=None, adapter=adapter, activation_checkpointing=False
+        )
+        if path is None:
+            return config
+        return dataclasses.replace(
+            config, path=path, revision=revision, init="pretrained", init_seed=0
         )
 
-    @property
-    def built_reference(self) -> Reference:
-        """The reference; there is one as soon as there is a policy."""
-        assert self.reference is not None
-        return self.reference
+    def _prepare_models(self) -> None:
+        models, needs = self.models, self.objective.needs | self.objective.importance_needs
+        check_compatible(models.policy, models.others, needs)
+        unshared = None
+        if self.objective.importance.spans_prompt:
+            unshared = "the importance asks for the gradients of each row's own prompt"
+        elif self.device_mesh is not None:
+            unshared = UNSHARED_PROMPTS
+        models.layout = choose_layout(self.layout, models.own, needs, unshared)
+        models.own_logits = not all(head_agrees(model) for model in models.own)
+        if models.own_logits:
+            rank_zero_info("All logits are held at once: the model changes them after its head")
 
     def _prepare_reference(self, *loaders: Any) -> None:
-        """Compute the reference's log-probs of all pairs of the loaders, where they are kept."""
-        self.cached_reference.prepare(
-            self.trainer, self.built_policy, self.built_reference, *loaders
-        )
+        """Compute the reference's log-probs of all rows of the loaders, where they are kept."""
+        self.cached_reference.prepare(self.trainer, self.models, *loaders)
 
     def on_train_start(self) -> None:
         """Compute what is kept before the first step."""

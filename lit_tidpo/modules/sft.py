@@ -6,10 +6,9 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from lit_tidpo.errors import NonFiniteError
-from lit_tidpo.functional.preference import sequence_sum
-from lit_tidpo.models.forward import run_models
+from lit_tidpo.functional.losses import sequence_sum
+from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import PolicyConfig
-from lit_tidpo.models.reference import Reference
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
@@ -37,7 +36,7 @@ class SFTModule(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
         self._remember_arguments(locals())
-        self._count(["nats", "tokens"])
+        self._keep_means(["nats", "tokens"])
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         """Mean negative log-prob of the batch's chosen tokens, in nats."""
@@ -45,7 +44,7 @@ class SFTModule(PolicyModule):
         with seeded(seed, batch.input_ids.device):
             nats, tokens = self._nats(batch)
         self.train_means.update({"nats": nats, "tokens": tokens}, batch.counted)
-        return self._mean(nats, tokens)
+        return self._window_loss(nats, tokens)
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
         nats, tokens = self._nats(batch)
@@ -58,14 +57,13 @@ class SFTModule(PolicyModule):
     def _nats(self, batch: ResponseBatch) -> tuple[Tensor, Tensor]:
         """Negative log-prob and number of tokens of each chosen response, ``[B]`` each."""
         rows = batch.role("chosen")
-        forward = run_models(self.built_policy, Reference(None), rows, frozenset())
-        mask = rows.response_mask
-        counted = rows.counted.to(forward.policy.logps)
-        nats = -sequence_sum(forward.policy.logps, mask) * counted
+        (results,) = Models(self.built_policy).run([(rows, frozenset())])
+        counted = rows.counted.to(results["policy.logps"])
+        nats = -sequence_sum(results["policy.logps"], results.mask) * counted
         if not bool(nats.isfinite().all()):
             pairs = rows.index[~nats.isfinite()].tolist()
             raise NonFiniteError(
                 f"the loss is NaN or infinite for the pairs {pairs} of the data set: lower the "
                 "learning rate"
             )
-        return nats, mask.sum(-1) * counted
+        return nats, results.mask.sum(-1) * counted

@@ -7,11 +7,11 @@ import functools
 import inspect
 from typing import Any
 
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError
+from lit_tidpo.plugins.component import Component
 
 
-def plain(value: Any) -> Any:
+def as_plain_data(value: Any) -> Any:
     """Turn a constructor argument into what a checkpoint may hold and a parser can read back.
 
     Dataclasses become dictionaries; components and optimizer factories made by
@@ -27,19 +27,19 @@ def plain(value: Any) -> Any:
     Raises:
         InputError: If a component does not keep a constructor argument as an attribute.
     """
-    if isinstance(value, (ImportanceEstimator, LossComponent)):
+    if isinstance(value, Component):
         return {"class_path": _path(type(value)), "init_args": _arguments(value)}
     if isinstance(value, functools.partial):
         # The command line's is partial(instantiator, class, ...).
         factory = (value.func, *value.args)[-1]
         if isinstance(factory, type):
-            return {"class_path": _path(factory), "init_args": plain(value.keywords)}
+            return {"class_path": _path(factory), "init_args": as_plain_data(value.keywords)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
+        return as_plain_data(dataclasses.asdict(value))
     if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: as_plain_data(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [as_plain_data(entry) for entry in value]
     return None if callable(value) else value
 
 
@@ -55,4 +55,4 @@ def _arguments(component: object) -> dict[str, Any]:
             f"{_path(type(component))} does not keep its arguments {missing} as attributes of "
             "the same name, so a checkpoint cannot store them: set them in __init__"
         )
-    return {name: plain(getattr(component, name)) for name in names}
+    return {name: as_plain_data(getattr(component, name)) for name in names}

@@ -13,8 +13,8 @@ from jsonargparse import _typehints
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_tidpo.errors import PluginError
-from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, found
+from lit_tidpo.errors import InputError, PluginError
+from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, check_name, registered
 
 _CONFIG_FILE = re.compile(r"[^\s=:'\"]+\.(?:ya?ml|json)\b")
 _LARGEST = 2**20  # bytes: what is larger is no configuration
@@ -37,13 +37,14 @@ def load_named_plugins(args: Sequence[str]) -> dict[str, str]:
     problems = {}
     for group in (IMPORTANCE, LOSSES):
         namespace = importlib.import_module(group)
-        for name in {entry.name for entry in found(group)}:
+        for name in {entry.name for entry in registered(group)}:
             short, full = (rf"(?<![\w.]){re.escape(n)}(?!\w)" for n in (name, f"{group}.{name}"))
             folders = [folder for text, folder in texts if re.search(short, text)]
             _warn_of_files(f"{group}.{name}", {folder / name for folder in folders})
             if not folders and not any(re.search(full, text) for text, _ in texts):
                 continue
             try:
+                check_name(group, name)
                 getattr(namespace, name)
             except PluginError as error:
                 problems[name] = str(error)
@@ -113,16 +114,38 @@ class PluginArgumentParser(LightningArgumentParser):
         with _fresh_arguments():
             return super().parse_object(*args, **kwargs)
 
+    def instantiate_classes(self, *args: Any, **kwargs: Any) -> Any:
+        """Build what was parsed.
+
+        Raises:
+            InputError: If a component refuses an argument; jsonargparse would say in its place that
+                it is not None either.
+        """
+        try:
+            return super().instantiate_classes(*args, **kwargs)
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, InputError):
+                cause = cause.__cause__
+            if cause is None or cause is error:
+                raise
+            raise InputError(str(cause)) from error
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error with the plugins known, and exit with status 2."""
         for name, problem in self.problems.items():
             if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) and problem not in message:
                 message = f"{problem}\n{message}"
         for group, option in ((IMPORTANCE, ".importance"), (LOSSES, ".losses")):
-            known = ", ".join(sorted({entry.name for entry in found(group)}))
+            known = ", ".join(sorted({entry.name for entry in registered(group)}))
             line = f"Known {group} plugins: {known}"
             if option in message and line not in message:
                 message += f"\n{line}"
+        if "ImportanceEstimator is abstract" in message:
+            message += (
+                "\nName the estimator before its arguments: "
+                "--model.importance hybrid --model.importance.mix 0.5"
+            )
         super().error(message, ex)
         raise AssertionError("unreachable")
 

@@ -10,6 +10,8 @@ Nothing is imported until a plugin is used.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 import types
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ LOSSES = "lit_tidpo.losses"
 ComponentT = TypeVar("ComponentT")
 
 
-def found(group: str) -> list[EntryPoint]:
+def registered(group: str) -> list[EntryPoint]:
     """Entry points of a group, by name, then by distribution."""
     return sorted(entry_points(group=group), key=lambda entry: (entry.name, distribution(entry)))
 
@@ -48,11 +50,13 @@ def load(group: str, name: str, base: type[ComponentT]) -> type[ComponentT]:
 
     Raises:
         PluginError: If the name is unknown or registered twice, or its class cannot be imported or
-            does not derive from ``base``. The message names the plugin and its distribution.
+            does not derive from ``base``, or its name is taken. The message names the plugin and
+            its distribution.
     """
-    entries = [entry for entry in found(group) if entry.name == name]
+    check_name(group, name)
+    entries = [entry for entry in registered(group) if entry.name == name]
     if not entries:
-        known = sorted({entry.name for entry in found(group)})
+        known = sorted({entry.name for entry in registered(group)})
         raise PluginError(f"no plugin {name!r} in {group}; known: {', '.join(known)}")
     if len(entries) > 1:
         owners = " and ".join(distribution(entry) for entry in entries)
@@ -63,8 +67,34 @@ def load(group: str, name: str, base: type[ComponentT]) -> type[ComponentT]:
     return _load_entry(entries[0], base)
 
 
+def check_name(group: str, name: str) -> None:
+    """Refuse a plugin that a module of its group would hide.
+
+    A module is an attribute of its package as soon as it is imported.
+
+    Args:
+        group: :data:`IMPORTANCE` or :data:`LOSSES`.
+        name: Short name of the plugin.
+
+    Raises:
+        PluginError: If a plugin has the name of a module.
+    """
+    package = importlib.import_module(group)
+    modules = {module.name for module in pkgutil.iter_modules(package.__path__)}
+    for entry in registered(group):
+        if entry.name == name and name in modules:
+            raise PluginError(
+                f"{_label(entry)} has the name of the module {group}.{name}, which hides it: "
+                f"choose another name; until then write {entry.value.replace(':', '.')}"
+            )
+
+
+def _label(entry: EntryPoint) -> str:
+    return f"plugin {entry.name!r} ({entry.value}) of {distribution(entry)}"
+
+
 def _load_entry(entry: EntryPoint, base: type[ComponentT]) -> type[ComponentT]:
-    label = f"plugin {entry.name!r} ({entry.value}) of {distribution(entry)}"
+    label = _label(entry)
     try:
         component = entry.load()
     except (Exception, SystemExit) as error:  # whatever a stranger's module raises on import
@@ -104,7 +134,7 @@ def short_name_class(group: str, name: str, base: type[ComponentT]) -> type[Comp
         AttributeError: If there is no such plugin, as for any missing attribute of a module.
         PluginError: If the plugin cannot be used.
     """
-    if name not in {entry.name for entry in found(group)}:
+    if name not in {entry.name for entry in registered(group)}:
         raise AttributeError(f"module {group!r} has no plugin {name!r}")
     alias = component = load(group, name, base)
     if component.__name__ != name:
@@ -124,7 +154,7 @@ def inspect(group: str, base: type) -> Iterator[tuple[EntryPoint, str, str]]:
     Yields:
         The entry point, its class path, and ``ok`` or what is wrong with it.
     """
-    for entry in found(group):
+    for entry in registered(group):
         try:
             load(group, entry.name, base)
         except PluginError as error:

@@ -1,8 +1,7 @@
-"""Anchors: responses sampled from the policy during training (TI-DPO, Eq. 13)."""
+"""Sampling by the policy's own generation: anchors, by default (TI-DPO, Eq. 13)."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,16 @@ import torch
 from torch import Tensor
 
 from lit_tidpo.errors import InputError, check_choice
-from lit_tidpo.models.policy import evaluating
+from lit_tidpo.models.packing import plain_attention
+from lit_tidpo.models.quirks import (
+    end_ids,
+    evaluating,
+    generation_cache,
+    inner_model,
+    most_positions,
+    pad_id,
+)
+from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_roles
 from lit_tidpo.structures import ResponseBatch
 
 Source = Literal["prompt", "chosen_prefix"]
@@ -71,51 +79,55 @@ def window_batches(reuse_steps: int, accumulated: int) -> int:
     return reuse_steps * accumulated if reuse_steps > 1 else 1
 
 
-def sample_anchors(
-    policy: Any, batch: ResponseBatch, options: AnchorOptions, synced: bool = False
-) -> ResponseBatch:
-    """Sample one anchor for each pair.
-
-    Generation runs in eval mode with a KV cache; modes are restored. It draws from torch's global
-    generator: seed that to repeat it.
+class Generation(Sampler):
+    """Sampling by the policy's own ``generate``, in eval mode with a key-value cache.
 
     Args:
-        policy: The model, with ``generate``.
-        batch: Rows with the role ``chosen``.
         options: How to sample.
-        synced: Keep ranks in step, for sharded models.
-
-    Returns:
-        Right-padded rows of the single role ``anchor``, each up to and including its first
-        end-of-sequence token.
-
-    Raises:
-        InputError: If a context leaves no room for a new token.
     """
-    rows = batch.role("chosen")
-    contexts = _context_lengths(rows, options)
-    prompts, mask = _left_padded(rows.input_ids, contexts)
-    width = prompts.shape[1]
-    with torch.no_grad(), evaluating(policy), _plain_sampling(policy):
-        generated = policy.generate(
-            input_ids=prompts,
-            attention_mask=mask,
-            do_sample=False,
-            logits_processor=[_Sampler(options)],
-            max_new_tokens=_room(policy, width, options.max_new_tokens),
-            synced_gpus=synced,
-            **_cache(policy, width + options.max_new_tokens),
+
+    def __init__(self, options: AnchorOptions) -> None:
+        self.options = options
+
+    def sample(
+        self,
+        policy: Any,
+        batch: ResponseBatch,
+        count: int = 1,
+        step: int = 0,
+        on_any_rank: OnAnyRank | None = None,
+    ) -> ResponseBatch:
+        """Sample responses; see :meth:`Sampler.sample`.
+
+        Raises:
+            InputError: If a context leaves no room for a new token.
+        """
+        first = batch.role(batch.roles[0])
+        roles = sampled_roles(count)
+        contexts = _context_lengths(first, self.options).repeat(count)
+        input_ids, prompt_lengths = first.input_ids.repeat(count, 1), first.prompt_lengths
+        prompts, mask = _left_padded(input_ids, contexts)
+        width = prompts.shape[1]
+        with torch.no_grad(), evaluating(policy), _plain_sampling(policy), plain_attention(policy):
+            generated = policy.generate(
+                input_ids=prompts,
+                attention_mask=mask,
+                do_sample=False,
+                logits_processor=[_NextToken(self.options)],
+                max_new_tokens=_room(policy, width, self.options.max_new_tokens),
+                synced_gpus=on_any_rank is not None,
+                **generation_cache(policy, width + self.options.max_new_tokens),
+            )
+        lengths = contexts + _lengths_to_first_end(generated[:, width:], end_ids(policy))
+        return ResponseBatch(
+            input_ids=_right_padded(generated, width - contexts, lengths),
+            prompt_lengths=prompt_lengths.repeat(count),
+            lengths=lengths,
+            roles=roles,
+            index=batch.index,
+            counted=batch.counted,
+            sampled=True,
         )
-    new_tokens = generated[:, width:]
-    lengths = contexts + _lengths_to_first_end(new_tokens, _end_ids(policy))
-    return ResponseBatch(
-        input_ids=_right_padded(generated, width - contexts, lengths),
-        prompt_lengths=rows.prompt_lengths,
-        lengths=lengths,
-        roles=("anchor",),
-        index=batch.index,
-        counted=batch.counted,
-    )
 
 
 @contextmanager
@@ -128,10 +140,10 @@ def _plain_sampling(policy: Any) -> Iterator[None]:
     from transformers import GenerationConfig
 
     # peft's wrapper hands its settings on to the model inside.
-    inner = _inner(policy)
+    inner = inner_model(policy)
     models = [policy] if inner is policy else [policy, inner]
     settings = [model.generation_config for model in models]
-    ends, pad = _end_ids(policy) or None, _pad_id(policy)
+    ends, pad = end_ids(policy) or None, pad_id(policy)
     policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)  # type: ignore[no-untyped-call]
     try:
         yield
@@ -140,35 +152,8 @@ def _plain_sampling(policy: Any) -> Iterator[None]:
             model.generation_config = own
 
 
-def _inner(policy: Any) -> Any:
-    """The model inside peft's wrapper; a policy without one is that model."""
-    return policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-
-
-def _cache(policy: Any, positions: int) -> dict[str, Any]:
-    """A cache with all its room from the start: the usual one is copied at every token.
-
-    Under autocast keys and values differ in dtype, which a cache made at once cannot hold. In a
-    synchronised run this rank goes on with the others when it is done, so its own room does
-    not tell how many tokens come.
-    """
-    from transformers import StaticCache
-
-    model = _inner(policy)
-    config = model.config.get_text_config(decoder=True)
-    # Other models attend by the length of the cache, such as GPT-Neo; ALiBi of Falcon does, too.
-    fits = getattr(model, "_can_compile_fullgraph", False) and not getattr(config, "alibi", False)
-    # The second is the name before transformers 5.24, whose state-space models have neither.
-    names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}
-    autocast = torch.is_autocast_enabled(next(model.parameters()).device.type)
-    if not (fits and names) or autocast:
-        return {"use_cache": True}
-    cache = StaticCache(config, max_cache_len=positions)
-    return {"use_cache": True, names.pop(): cache, "disable_compile": True}
-
-
 @dataclass(frozen=True)
-class _Sampler:
+class _NextToken:
     """Samples the next token, of which ``generate`` then takes the only one that is left.
 
     Top-k, then top-p among those k. ``generate`` would draw a number for each entry of the
@@ -230,7 +215,7 @@ def _lengths_to_first_end(tokens: Tensor, ends: list[int]) -> Tensor:
 
 
 def _room(policy: Any, context: int, wanted: int) -> int:
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    limit = most_positions(policy)
     room = wanted if limit is None else min(wanted, limit - context)
     if room < 1:
         raise InputError(
@@ -238,18 +223,3 @@ def _room(policy: Any, context: int, wanted: int) -> int:
             f"{limit}; lower data.max_prompt_length"
         )
     return room
-
-
-def _end_ids(policy: Any) -> list[int]:
-    ends = policy.generation_config.eos_token_id
-    if ends is None:
-        ends = policy.config.get_text_config().eos_token_id
-    if ends is None:
-        return []
-    return [ends] if isinstance(ends, int) else list(ends)
-
-
-def _pad_id(policy: Any) -> int:
-    """Any token: what is padded is found by its length."""
-    pad = policy.generation_config.pad_token_id
-    return int(pad) if pad is not None else next(iter(_end_ids(policy)), 0)

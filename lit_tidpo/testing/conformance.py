@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent, check_needs
-from lit_tidpo.models.forward import run_models
-from lit_tidpo.models.reference import Reference
-from lit_tidpo.plugins.hparams import plain
-from lit_tidpo.structures import ResponseBatch, TokenScores
-from lit_tidpo.testing.tiny import tiny_batch, tiny_policy, tiny_scores
+from lit_tidpo.importance.base import ImportanceEstimator, checked_scores, walk
+from lit_tidpo.losses.base import LossComponent, LossContext, LossValues
+from lit_tidpo.models.models import Models
+from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, check_needs, models_of
+from lit_tidpo.models.reference import FrozenModel, OtherModel
+from lit_tidpo.plugins.hparams import as_plain_data
+from lit_tidpo.structures import ResponseBatch, Results
+from lit_tidpo.testing.tiny import tiny_batch, tiny_context, tiny_groups, tiny_policy
 
 
 def check_importance_estimator(estimator: ImportanceEstimator) -> None:
-    """Check an importance estimator on a tiny model.
+    """Check an importance estimator on tiny models.
 
-    Its scores are finite, not negative and of the right shape; each row depends on itself alone;
-    padding does not count; nothing of the policy, the reference or any generator is touched; its
-    arguments can be stored.
+    Its scores are finite, of the right shape and not negative, unless it is ``signed``; each row
+    depends on itself alone, or on the responses of its own prompt if it ``looks_at`` the group;
+    padding does not count; nothing of the models or any generator is touched; if it is ``learned``,
+    its parameters get a gradient; its arguments can be stored.
 
     Args:
         estimator: An instance of the plugin's class.
@@ -32,65 +35,96 @@ def check_importance_estimator(estimator: ImportanceEstimator) -> None:
     """
     name = type(estimator).__name__
     check_needs(name, estimator.needs)
-    plain(estimator)
+    unavailable = sorted(estimator.needs & set(FROM_THE_RUN))
+    assert not unavailable, f"{name}: needs {unavailable}, which only a loss can ask for"
+    as_plain_data(estimator)
     policy = tiny_policy(attention="eager")
-    reference = Reference(tiny_policy(seed=1, attention="eager"))
+    others: dict[str, OtherModel] = {
+        model: FrozenModel(tiny_policy(seed=seed, attention="eager"))
+        for seed, model in enumerate(_others(estimator.needs), start=1)
+    }
+    models = Models(policy, others)
     batch = tiny_batch()
+    for need in estimator.needs & set(FROM_THE_DATA):
+        setattr(batch, need, torch.rand(batch.lengths.shape if need == "rewards" else (6, 16)))
 
     def scores(rows: ResponseBatch) -> Tensor:
-        forward = run_models(policy, reference, rows, estimator.needs)
-        return _untouched(name, policy, reference, lambda: estimator.scores(forward)).detach()
+        (results,) = models.run([(rows, estimator.needs - set(FROM_THE_DATA))])
+        results |= {need: getattr(rows, need) for need in estimator.needs & set(FROM_THE_DATA)}
+        return _untouched(name, models, lambda: checked_scores(estimator, results))
 
     whole = scores(batch)
-    assert whole.shape == batch.input_ids.shape, (
-        f"{name}: shape {tuple(whole.shape)}, expected {tuple(batch.input_ids.shape)}"
-    )
+    _check_learning(estimator, whole)
+    whole = whole.detach()
     mask = batch.response_mask
-    assert bool(whole[mask].isfinite().all()), f"{name}: scores are NaN or infinite"
-    assert bool((whole[mask] >= 0).all()), f"{name}: scores are negative"
-    for row, length in enumerate(batch.lengths.tolist()):
-        _assert_close(
-            f"{name}: scores of a row depend on other rows or on padding",
-            scores(_single_row(batch, row))[0, mask[row, :length]],
-            whole[row, :length][mask[row, :length]],
+    for prompt in range(batch.size):
+        rows = [[place * batch.size + prompt] for place in range(len(batch.roles))]
+        if estimator.looks_at == "group":
+            rows = [[row for each in rows for row in each]]
+        for chosen in rows:
+            width = int(batch.lengths[chosen].max())
+            alone = scores(_alone(batch, prompt, chosen, width)).detach()
+            for place, row in enumerate(chosen):
+                own = mask[row, : alone.shape[1]]
+                _assert_close(
+                    f"{name}: scores of a row depend on other rows or on padding",
+                    alone[place][own],
+                    whole[row, : alone.shape[1]][own],
+                )
+
+
+def _check_learning(estimator: ImportanceEstimator, scores: Tensor) -> None:
+    for part in walk(estimator):
+        if not (part.learned and isinstance(part, nn.Module)):
+            continue
+        name = type(part).__name__
+        trained = [value for value in part.parameters() if value.requires_grad]
+        assert trained, f"{name}: learned, but no parameter takes a gradient"
+        assert scores.requires_grad, f"{name}: learned, but its scores have no graph"
+        found = torch.autograd.grad(scores.sum(), trained, allow_unused=True, retain_graph=True)
+        assert any(gradient is not None for gradient in found), (
+            f"{name}: learned, but no parameter gets a gradient of its scores"
         )
 
 
-def _single_row(batch: ResponseBatch, row: int) -> ResponseBatch:
-    """One row as a batch of one response, without padding."""
-    length = int(batch.lengths[row])
-    weights = batch.supplied_weights
+def _alone(batch: ResponseBatch, prompt: int, rows: list[int], width: int) -> ResponseBatch:
+    """Some rows of one prompt as a batch of their own, so wide."""
+    optional = {
+        name: value[rows] if name == "rewards" else value[rows, :width]
+        for name in ("supplied_weights", "behaviour_logps", "rewards")
+        if (value := getattr(batch, name)) is not None
+    }
     return dataclasses.replace(
         batch,
-        input_ids=batch.input_ids[row : row + 1, :length],
-        prompt_lengths=batch.prompt_lengths[row : row + 1],
-        lengths=batch.lengths[row : row + 1],
-        roles=("chosen",),
-        index=batch.index[:1],
-        counted=batch.counted[:1],
-        supplied_weights=None if weights is None else weights[row : row + 1, :length],
+        input_ids=batch.input_ids[rows, :width],
+        prompt_lengths=batch.prompt_lengths[rows],
+        lengths=batch.lengths[rows],
+        roles=batch.roles[: len(rows)],
+        index=batch.index[prompt : prompt + 1],
+        counted=batch.counted[prompt : prompt + 1],
+        holders=None,
+        **optional,
     )
 
 
-def _untouched(
-    name: str, policy: nn.Module, reference: Reference, compute: Callable[[], Tensor]
-) -> Tensor:
+def _untouched(name: str, models: Models, compute: Callable[[], Tensor]) -> Tensor:
     """Compute and assert that models and generators are as before."""
-    for parameter in policy.parameters():
+    for parameter in models.policy.parameters():
         parameter.grad = torch.ones_like(parameter)  # as in the middle of accumulation
-    before, generator = _state(policy, reference), torch.get_rng_state()
+    before, generator = _state(models), torch.get_rng_state()
     result = compute()
-    after = _state(policy, reference)
+    after = _state(models)
     changed = [key for key in before if not _same(before[key], after.get(key))]
     assert not changed, f"{name}: changes {changed[:5]}"
     assert torch.equal(generator, torch.get_rng_state()), f"{name}: draws from the global generator"
     return result
 
 
-def _state(policy: nn.Module, reference: Reference) -> dict[str, Any]:
-    models = {"policy": policy, "reference": reference.model or nn.Module()}
+def _state(models: Models) -> dict[str, Any]:
     state: dict[str, Any] = {}
-    for label, model in models.items():
+    named = {name: other.model for name, other in models.others.items()}
+    for label, model in {"policy": models.policy, **named}.items():
+        assert model is not None
         for key, module in model.named_modules():
             state[f"{label}.{key}.training"] = module.training
             state[f"{label}.{key}.hooks"] = (
@@ -104,7 +138,7 @@ def _state(policy: nn.Module, reference: Reference) -> dict[str, Any]:
             )
             state[f"{label}.{key}.requires_grad"] = parameter.requires_grad
         state |= {f"{label}.{key}": value.clone() for key, value in model.named_buffers()}
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         state[f"{label}.config"] = None if config is None else config.to_dict()
     return state
 
@@ -121,72 +155,113 @@ def _assert_close(message: str, first: Tensor, second: Tensor) -> None:
     assert difference <= 1e-4 * scale, f"{message} (by up to {difference:.3g})"
 
 
-def check_loss_component(component: LossComponent, beta: float = 0.1) -> None:
-    """Check a loss component on random per-token results.
+def check_loss_component(component: LossComponent) -> None:
+    """Check a loss on random per-token results.
 
-    It needs no more than it declares; it gives one finite loss for each pair; each pair counts
-    alone; values off the response do not count; at least one policy log-prob gets a gradient; its
-    inputs stay as they are; its arguments can be stored.
+    It needs no more than it declares; it gives one finite loss for each prompt, or of the unit
+    ``batch`` one for all; each prompt counts alone, unless the unit is ``batch``; of the unit
+    ``group`` it takes ragged groups; values off the response do not count; at least one policy
+    log-prob gets a gradient; its inputs stay as they are; it names the quantities that it logs; its
+    arguments can be stored.
 
     Args:
         component: An instance of the plugin's class.
-        beta: Inverse temperature to call it with.
 
     Raises:
         AssertionError: Naming what does not hold.
     """
     name = type(component).__name__
     check_needs(name, component.needs)
-    plain(component)
-    scores = _declared(tiny_scores(), component.needs)
-    before = {role: _map(tokens, torch.clone) for role, tokens in scores.items()}
-    pairs = len(scores["chosen"].mask)
-    loss = component.loss(scores, beta)
-    for role, tokens in scores.items():
-        changed = [
-            key for key, value in vars(before[role]).items() if not _same(value, vars(tokens)[key])
-        ]
+    as_plain_data(component)
+    batch = tiny_groups() if component.unit == "group" else tiny_batch()
+    context = _declared(tiny_context(batch, models=_others(component.needs)), component.needs)
+    before = {role: _map(results, torch.clone) for role, results in context.items()}
+    loss = _loss(component, context)
+    for role, results in context.items():
+        changed = [key for key, value in before[role].items() if not _same(value, results[key])]
         assert not changed, f"{name}: changes {changed} of {role!r}"
-    assert loss.shape == (pairs,), f"{name}: shape {tuple(loss.shape)}, expected ({pairs},)"
+    shapes = [(batch.size,), ()] if component.unit == "batch" else [(batch.size,)]
+    assert tuple(loss.shape) in shapes, f"{name}: shape {tuple(loss.shape)}, expected {shapes[0]}"
     assert bool(loss.isfinite().all()), f"{name}: loss is NaN or infinite"
-    leaves = [tokens.policy_logps for tokens in scores.values()]
+    leaves = [context.responses["policy.logps"]]
+    leaves += [results["policy.logps"] for role, results in context.items() if role == "anchor"]
     gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
     used = [gradient for gradient in gradients if gradient is not None]
     assert used, f"{name}: no policy log-prob gets a gradient"
     assert all(bool(gradient.isfinite().all()) for gradient in used), f"{name}: gradient not finite"
-    first = component.loss({role: _pair(tokens, 0) for role, tokens in scores.items()}, beta)
-    _assert_close(f"{name}: the loss of a pair depends on other pairs", first, loss[:1])
-    polluted = component.loss(_polluted(scores), beta)
+    if component.unit != "batch":
+        for prompt in range(batch.size):
+            alone = _loss(component, _of_prompt(context, prompt))
+            message = f"{name}: the loss of a prompt depends on other prompts"
+            _assert_close(message, alone, loss[prompt : prompt + 1])
+    polluted = _loss(component, _polluted(context))
     _assert_close(f"{name}: values off the response count", polluted.nan_to_num(1e9), loss)
 
 
-def _declared(scores: dict[str, TokenScores], needs: frozenset[str]) -> dict[str, TokenScores]:
-    """The results that a component with these needs would be given."""
-    fields = {"reference.logps": "reference_logps", "kl": "kl", "weights": "weights"}
-    missing: dict[str, Any] = {field: None for need, field in fields.items() if need not in needs}
-    roles = [role for role in scores if role != "anchor" or "anchor" in needs]
-    return {role: dataclasses.replace(scores[role], **missing) for role in roles}
+def _others(needs: frozenset[str]) -> list[str]:
+    return sorted((models_of(needs) | {"reference"}) - {"policy"})
 
 
-def _map(tokens: TokenScores, change: Callable[[Tensor], Tensor]) -> TokenScores:
-    return dataclasses.replace(
-        tokens,
-        **{
-            field.name: change(value)
-            for field in dataclasses.fields(tokens)
-            if isinstance(value := getattr(tokens, field.name), Tensor) and field.name != "mask"
-        },
+def _loss(component: LossComponent, context: LossContext) -> Tensor:
+    found = component.loss(context)
+    if isinstance(found, Tensor):
+        return found
+    assert isinstance(found, LossValues), f"{type(component).__name__}: returns {type(found)}"
+    unnamed = sorted(found.quantities.keys() - set(component.quantities))
+    assert not unnamed, f"{type(component).__name__}: logs {unnamed}, not named in quantities"
+    return found.values
+
+
+def _declared(context: LossContext, needs: frozenset[str]) -> LossContext:
+    """What a loss with these needs would be given."""
+    given = {"policy.logps", *needs, *({"scores"} if "weights" in needs else ())}
+    responses = Results(
+        context.responses.batch,
+        {need: value for need, value in context.responses.items() if need in given},
     )
+    anchors = None
+    if "anchor" in needs:
+        log_ratios = {"policy.logps", *(needs & {"reference.logps"})}
+        found = {need: value for need, value in context["anchor"].items() if need in log_ratios}
+        anchors = Results(context["anchor"].batch, found)
+    return LossContext(responses, anchors, context.step, context.share)
 
 
-def _pair(tokens: TokenScores, pair: int) -> TokenScores:
-    cut = _map(tokens, lambda value: value[pair : pair + 1])
-    return dataclasses.replace(cut, mask=tokens.mask[pair : pair + 1])
+def _map(results: Results, change: Callable[[Tensor], Tensor]) -> Results:
+    return Results(results.batch, {need: change(value) for need, value in results.items()})
 
 
-def _polluted(scores: Mapping[str, TokenScores]) -> dict[str, TokenScores]:
+def _changed(context: LossContext, change: Callable[[Results], Results]) -> LossContext:
+    anchors = change(context["anchor"]) if "anchor" in context else None
+    return LossContext(change(context.responses), anchors, context.step, context.share)
+
+
+def _of_prompt(context: LossContext, prompt: int) -> LossContext:
+    """The results of one prompt alone."""
+
+    def cut(results: Results) -> Results:
+        batch = results.batch
+        rows = [
+            row
+            for row, owner in enumerate(batch.of_rows(torch.arange(batch.size)).tolist())
+            if owner == prompt
+        ]
+        alone = _alone(batch, prompt, rows, batch.input_ids.shape[1])
+        return Results(alone, {need: value[rows] for need, value in results.items()})
+
+    return _changed(context, cut)
+
+
+def _polluted(context: LossContext) -> LossContext:
     """The same results with NaN wherever there is no response token."""
-    return {
-        role: _map(tokens, lambda value, mask=tokens.mask: value.masked_fill(~mask, torch.nan))  # type: ignore[misc]
-        for role, tokens in scores.items()
-    }
+
+    def pollute(results: Results) -> Results:
+        values: Mapping[str, Any] = {
+            need: value.masked_fill(~results.mask, torch.nan)
+            if value.shape == results.mask.shape
+            else value
+            for need, value in results.items()
+        }
+        return Results(results.batch, values)
+
+    return _changed(context, pollute)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from lit_tidpo.data.collation import GroupCollator
+from lit_tidpo.losses.base import LossContext
 from lit_tidpo.seeding import seeded
-from lit_tidpo.structures import ResponseBatch, TokenScores
+from lit_tidpo.structures import ResponseBatch, Results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,31 +110,75 @@ def tiny_batch(pairs: int = 3, seed: int = 0, weights: bool = True) -> ResponseB
     return batch
 
 
-def tiny_scores(pairs: int = 3, seed: int = 0) -> dict[str, TokenScores]:
-    """Random per-token results of the roles ``chosen``, ``rejected`` and ``anchor``.
+def tiny_groups(most: int = 4, seed: int = 0) -> ResponseBatch:
+    """A batch of random groups: prompts with one to ``most`` responses, the first prompt with all.
 
     Args:
-        pairs: Number of pairs ``B``.
-        seed: Seed of all values.
+        most: Responses of the first prompt; each next prompt has one less.
+        seed: Seed of tokens and lengths.
 
     Returns:
-        Results whose ``policy_logps`` and ``kl`` take gradients.
+        Rows of the roles ``response_1`` and so on, with rewards.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch = tiny_batch(pairs, seed)
-    masks = {role: batch.response_mask[batch.rows(role)] for role in batch.roles}
-    masks["anchor"] = masks["chosen"].flip(0)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+    groups = [
+        {
+            "prompt_ids": draw(3 + prompt),
+            "responses": [
+                {"ids": [*draw(2 + place + prompt), 2], "reward": float(-place)}
+                for place in range(most - prompt)
+            ],
+            "index": prompt,
+        }
+        for prompt in range(most)
+    ]
+    return GroupCollator()(groups)
+
+
+def tiny_context(
+    batch: ResponseBatch | None = None,
+    seed: int = 0,
+    models: Iterable[str] = ("reference",),
+    step: int = 0,
+    share: float | None = 0.0,
+) -> LossContext:
+    """Random per-token results of a batch, and of anchors for its prompts.
+
+    Args:
+        batch: The rows; None takes three random pairs.
+        seed: Seed of all values.
+        models: Names of the models besides the policy.
+        step: Optimizer step.
+        share: Share of the run that is done.
+
+    Returns:
+        Everything that losses can ask for; ``policy.logps`` and ``kl`` take gradients.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch = tiny_batch(3, seed) if batch is None else batch
+    anchors = dataclasses.replace(
+        batch.role(batch.roles[0]), roles=("anchor",), rewards=None, supplied_weights=None
+    )
 
     def values(mask: Tensor) -> Tensor:
         return torch.rand(mask.shape, generator=generator).masked_fill(~mask, 0.0)
 
-    return {
-        role: TokenScores(
-            mask=mask,
-            policy_logps=(-3 * values(mask)).requires_grad_(),
-            reference_logps=-3 * values(mask),
-            kl=None if role == "anchor" else values(mask).requires_grad_(),
-            weights=None if role == "anchor" else 2 * values(mask),
-        )
-        for role, mask in masks.items()
-    }
+    def log_probs(rows: ResponseBatch) -> dict[str, Any]:
+        mask = rows.response_mask
+        found: dict[str, Any] = {"policy.logps": (-3 * values(mask)).requires_grad_()}
+        return found | {f"{model}.logps": -3 * values(mask) for model in models}
+
+    found = log_probs(batch)
+    mask = batch.response_mask
+    for model in ("policy", *models):
+        found[f"{model}.entropy"] = values(mask)
+        found[f"{model}.label_logits"] = values(mask)
+    found |= {f"{model}.kl": values(mask).requires_grad_() for model in models}
+    found |= {"weights": 2 * values(mask), "scores": values(mask), "behaviour_logps": -values(mask)}
+    found["rewards"] = torch.rand(len(mask), generator=generator)
+    others = log_probs(anchors)
+    return LossContext(Results(batch, found), Results(anchors, others), step, share)

@@ -25,6 +25,13 @@ def test_a_token_is_as_dark_as_its_weight_and_its_text_is_escaped():
     )
 
 
+def test_without_a_reference_a_token_tells_its_weight_alone():
+    row = {"tokens": [], "token_ids": [7], "weights": [1.0]}
+    assert token_heat_map(row) == (
+        '<span style="background:rgba(220, 90, 20, 0.85)" title="weight 1.00"> 7</span>'
+    )
+
+
 def test_curves_are_one_drawing_with_their_names():
     pytest.importorskip("matplotlib")
     drawing = draw_curves({"loss": [(0, 1.0), (5, 0.5)], "empty": []})

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_tidpo.data.collation import PairCollator
+from lit_tidpo.data.collation import GroupCollator, PairCollator
 from lit_tidpo.errors import InputError
+from lit_tidpo.structures import ResponseBatch
 
 
 def pair(index, prompt, chosen, rejected, **more):
@@ -25,7 +26,7 @@ def pair(index, prompt, chosen, rejected, **more):
 PAIRS = [pair(4, [5, 6], [7, 1], [8, 9, 1]), pair(2, [5], [6, 1], [1], counted=False)]
 
 
-def test_d7_rows_are_padded_on_the_right_role_by_role():
+def test_rows_are_padded_on_the_right_role_by_role():
     batch = PairCollator(pad_id=0)(PAIRS)
     rows = [[5, 6, 7, 1, 0], [5, 6, 1, 0, 0], [5, 6, 8, 9, 1], [5, 1, 0, 0, 0]]
     assert batch.input_ids.tolist() == [rows[0], [5, 6, 1, 0, 0], rows[2], rows[3]]
@@ -38,13 +39,13 @@ def test_d7_rows_are_padded_on_the_right_role_by_role():
     assert batch.size == 2
 
 
-def test_d3_masks_come_from_lengths_when_pad_is_eos():
+def test_masks_come_from_lengths_when_pad_is_eos():
     batch = PairCollator(pad_id=1)(PAIRS)
     assert batch.response_mask.sum(1).tolist() == [2, 2, 3, 1]
     assert torch.equal(batch.response_mask, PairCollator(pad_id=0)(PAIRS).response_mask)
 
 
-def test_d7_padding_does_not_move_log_probs():
+def test_padding_does_not_move_log_probs():
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=16,
@@ -73,7 +74,7 @@ def test_padding_to_a_multiple():
     assert PairCollator(multiple=5)(PAIRS).input_ids.shape == (4, 5)
 
 
-def test_w9_weights_stand_at_their_tokens():
+def test_weights_stand_at_their_tokens():
     pairs = [
         pair(0, [5, 6], [7, 1], [8, 9, 1], chosen_weights=[1, 2], rejected_weights=[3, 4, 5]),
         pair(1, [5], [6, 1], [1], chosen_weights=[6, 7], rejected_weights=[8]),
@@ -87,7 +88,92 @@ def test_w9_weights_stand_at_their_tokens():
     ]
 
 
-def test_w9_weights_in_some_pairs_only_are_refused():
+def test_weights_in_some_pairs_only_are_refused():
     pairs = [PAIRS[0], pair(1, [5], [6], [7], chosen_weights=[1], rejected_weights=[1])]
-    with pytest.raises(InputError, match=r"pairs \[4, 1\] have token weights, others have none"):
+    with pytest.raises(
+        InputError, match=r"prompts \[4, 1\] have weights, others have none.*chosen_weights"
+    ):
         PairCollator()(pairs)
+
+
+def group(index, prompt, *responses):
+    return {"prompt_ids": prompt, "responses": list(responses), "index": index}
+
+
+def test_groups_of_any_size_stand_role_by_role():
+    batch = GroupCollator(pad_id=9)(
+        [
+            group(7, [1, 2], {"ids": [3]}),
+            group(8, [4], {"ids": [5, 6]}, {"ids": [7]}, {"ids": [8, 8]}),
+            group(9, [1], {"ids": [2]}, {"ids": [3]}),
+        ]
+    )
+    assert batch.roles == ("response_1", "response_2", "response_3")
+    assert batch.holders == ((0, 1, 2), (1, 2), (1,))
+    assert batch.input_ids.tolist() == [
+        [1, 2, 3],
+        [4, 5, 6],
+        [1, 2, 9],
+        [4, 7, 9],
+        [1, 3, 9],
+        [4, 8, 8],
+    ]
+    assert batch.prompt_lengths.tolist() == [2, 1, 1, 1, 1, 1]
+    assert batch.lengths.tolist() == [3, 3, 2, 2, 2, 3]
+    assert batch.index.tolist() == [7, 8, 9]
+    assert batch.rows("response_2") == slice(3, 5)
+    assert batch.of_rows(torch.tensor([10, 20, 30])).tolist() == [10, 20, 30, 20, 30, 20]
+    table, present = batch.by_prompt(torch.arange(1.0, 7.0))
+    assert table.tolist() == [[1, 0, 0], [2, 4, 6], [3, 5, 0]]
+    assert present.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+    second = batch.role("response_2")
+    assert second.index.tolist() == [8, 9]
+    assert second.holders is None
+    assert second.input_ids.tolist() == [[4, 7], [1, 3]]
+
+
+def test_what_responses_bring_along_stands_at_their_rows():
+    batch = GroupCollator()(
+        [
+            group(0, [1], {"ids": [3, 2], "reward": 0.5, "behaviour_logps": [-1, -2]}),
+            group(
+                1,
+                [1, 4],
+                {"ids": [2], "reward": 2.0, "behaviour_logps": [-3]},
+                {"ids": [5, 2], "reward": -1.0, "behaviour_logps": [-4, -5]},
+            ),
+        ]
+    )
+    assert batch.rewards.tolist() == [0.5, 2.0, -1.0]
+    assert batch.behaviour_logps.tolist() == [[0, -1, -2, 0], [0, 0, -3, 0], [0, 0, -4, -5]]
+    assert batch.role("response_2").rewards.tolist() == [-1.0]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_too_few_or_too_many_responses_are_refused(count):
+    groups = [group(5, [1], *[{"ids": [2]}] * count)]
+    with pytest.raises(InputError, match=rf"prompt 5 .* has {count} responses; expected 1 to 2"):
+        GroupCollator(most=2)(groups)
+
+
+@pytest.mark.parametrize("name", ["reward", "behaviour_logps", "weights"])
+def test_what_only_some_responses_have_is_refused(name):
+    groups = [group(5, [1], {"ids": [2], name: [1]}, {"ids": [3]})]
+    with pytest.raises(InputError, match=rf"prompts \[5\] have {name}, others have none"):
+        GroupCollator()(groups)
+
+
+@pytest.mark.parametrize(
+    ("roles", "holders"),
+    [
+        (("a", "b"), None),  # six rows for two prompts
+        (("a", "b", "c"), ((0, 1), (0, 1), (1,))),  # five
+        (("a", "b", "c", "d"), ((0,), (0, 1), (0, 1), (1,))),  # not every prompt has the first
+    ],
+)
+def test_rows_that_do_not_fit_their_roles_are_refused(roles, holders):
+    rows = torch.ones(6, dtype=torch.long)
+    with pytest.raises(InputError, match="has 6 rows: expected one for each prompt and role"):
+        ResponseBatch(
+            rows[:, None], rows, rows, roles, torch.arange(2), rows[:2].bool(), holders=holders
+        )

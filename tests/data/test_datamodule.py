@@ -96,7 +96,7 @@ def test_batches_without_a_trainer(folder, tokenizer_folder):
     assert text == "<s>Question 0: yes</s>"
 
 
-def test_d8_fewer_rows_than_a_batch(folder, tokenizer_folder):
+def test_fewer_rows_than_a_batch(folder, tokenizer_folder):
     data = PreferenceDataModule(folder, tokenizer_folder, batch_size=100)
     data.setup("fit")
     assert [batch.size for batch in data.train_dataloader()] == [7]
@@ -203,7 +203,7 @@ def test_split_names(folder, tokenizer_folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_g3_ranks_share_the_global_batches(folder, tokenizer_folder, streaming):
+def test_ranks_share_the_global_batches(folder, tokenizer_folder, streaming):
     def batches(size, ranks, rank):
         data = PreferenceDataModule(
             folder, tokenizer_folder, batch_size=size, streaming=streaming, seed=2
@@ -230,7 +230,7 @@ def test_g3_ranks_share_the_global_batches(folder, tokenizer_folder, streaming):
     assert second[-1][1] == [True, False]  # 7 rows: the last only fills up
 
 
-def test_w9_weights_reach_the_batch(write_rows, tokenizer_folder, llama_like):
+def test_weights_reach_the_batch(write_rows, tokenizer_folder, llama_like):
     tokens = len(llama_like(" no", add_special_tokens=False).input_ids) + 1
     row = {"prompt": "Q:", "chosen": " no no", "rejected": " no"}
     row |= {"chosen_weights": [0.5] * (2 * tokens - 1), "rejected_weights": [2.0] * (tokens + 1)}
@@ -243,7 +243,7 @@ def test_w9_weights_reach_the_batch(write_rows, tokenizer_folder, llama_like):
     assert torch.equal(batch.supplied_weights > 0, batch.response_mask)
 
 
-def test_d5_invalid_rows(write_rows, numbered_rows, tokenizer_folder):
+def test_invalid_rows(write_rows, numbered_rows, tokenizer_folder):
     rows = [*numbered_rows(3), {"prompt": "Q", "chosen": "", "rejected": "b"}]
     path = write_rows(rows)
     with pytest.raises(InputError, match="1 of 4 rows of split 'train' cannot be used"):
@@ -311,6 +311,6 @@ def test_every_argument_has_help():
     assert all(action.help and len(action.help) > 15 for action in actions)
 
 
-def test_g10_a_shuffle_buffer_without_streaming_is_refused(folder, tokenizer_folder):
+def test_a_shuffle_buffer_without_streaming_is_refused(folder, tokenizer_folder):
     with pytest.raises(InputError, match="shuffle_buffer=5 has no effect"):
         PreferenceDataModule(folder, tokenizer_folder, shuffle_buffer=5)

@@ -37,7 +37,7 @@ def name(data, tokenizer, *options):
     return fingerprint(data, PairTokenizer(tokenizer, TokenizationOptions(*options)))
 
 
-def test_d9_fingerprint_is_the_same_in_another_process(write_rows, tokenizer_folder, tmp_path):
+def test_fingerprint_is_the_same_in_another_process(write_rows, tokenizer_folder, tmp_path):
     path, cache = write_rows(ROWS), str(tmp_path / "own")
     here = name(load_splits(path, cache_dir=cache)["train"], load_tokenizer(tokenizer_folder))
     there = subprocess.run(
@@ -49,7 +49,7 @@ def test_d9_fingerprint_is_the_same_in_another_process(write_rows, tokenizer_fol
     assert there.stdout.split()[-1] == here
 
 
-def test_d9_fingerprint_follows_data_tokenizer_template_and_lengths(write_rows):
+def test_fingerprint_follows_data_tokenizer_template_and_lengths(write_rows):
     data = load_splits(write_rows(ROWS))["train"]
     other = load_splits(write_rows(ROWS[:2], "other.jsonl"))["train"]
     special = byte_level(bos=True)
@@ -66,7 +66,7 @@ def test_d9_fingerprint_follows_data_tokenizer_template_and_lengths(write_rows):
     assert len(set(names)) == len(names)
 
 
-def test_d9_fingerprint_ignores_what_calls_leave_in_a_tokenizer(write_rows):
+def test_fingerprint_ignores_what_calls_leave_in_a_tokenizer(write_rows):
     data, tokenizer = load_splits(write_rows(ROWS))["train"], byte_level(bos=True, pad="<pad>")
     before = name(data, tokenizer)
     tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
@@ -75,7 +75,7 @@ def test_d9_fingerprint_ignores_what_calls_leave_in_a_tokenizer(write_rows):
 
 
 @pytest.mark.parametrize("own_folder", [False, True])
-def test_d9_the_cache_file_is_used_again(write_rows, llama_like, tmp_path, own_folder):
+def test_the_cache_file_is_used_again(write_rows, llama_like, tmp_path, own_folder):
     path, calls = write_rows(ROWS), []
 
     class Counting(PairTokenizer):
@@ -101,7 +101,7 @@ def tokenised(write_rows, tokenizer, rows, **options):
     return tokenise_split(load_splits(write_rows(rows))["train"], tokenise)
 
 
-def test_d5_raise_names_each_problem_with_its_first_row(write_rows, llama_like):
+def test_raise_names_each_problem_with_its_first_row(write_rows, llama_like):
     data = tokenised(write_rows, llama_like, ROWS)
     expected = (
         r"2 of 3 rows of split 'train' cannot be used: 1 empty response \(first: row 1\), "
@@ -111,7 +111,7 @@ def test_d5_raise_names_each_problem_with_its_first_row(write_rows, llama_like):
         usable_rows(data, "train", "raise", llama_like)
 
 
-def test_d5_drop_reports(write_rows, llama_like):
+def test_drop_reports(write_rows, llama_like):
     data = tokenised(write_rows, llama_like, ROWS)
     with pytest.warns(UserWarning, match=r"'train': 1 pairs; dropped: 1 empty response"):
         rows, report = usable_rows(data, "train", "drop", llama_like)
@@ -120,13 +120,13 @@ def test_d5_drop_reports(write_rows, llama_like):
     assert report.problems == {"empty response": 1, "identical responses": 1}
 
 
-def test_d5_nothing_left(write_rows, llama_like):
+def test_nothing_left(write_rows, llama_like):
     data = tokenised(write_rows, llama_like, ROWS[1:])
     with pytest.raises(InputError, match="split 'train' has no usable row: 1 empty response"):
         usable_rows(data, "train", "drop", llama_like)
 
 
-def test_d4_truncated_rows_are_reported(write_rows, gpt2_like):
+def test_truncated_rows_are_reported(write_rows, gpt2_like):
     rows = [{"prompt": "sea " * 9, "chosen": " is blue" * 9, "rejected": " old"}]
     data = tokenised(write_rows, gpt2_like, rows, max_length=12)
     with pytest.warns(UserWarning, match="truncated: 1 prompt, 1 chosen"):
@@ -135,7 +135,7 @@ def test_d4_truncated_rows_are_reported(write_rows, gpt2_like):
     assert counts == (1, 1, 0)
 
 
-def test_d1_moved_boundaries_are_reported_with_their_text(write_rows, gpt2_like):
+def test_moved_boundaries_are_reported_with_their_text(write_rows, gpt2_like):
     rows = [*ROWS[:1], {"prompt": "The sky is bl", "chosen": "ue", "rejected": "ack"}]
     data = tokenised(write_rows, gpt2_like, rows)
     with pytest.warns(UserWarning, match=r"in 1 pairs, .* for example 'The sky is' \| ' blue"):

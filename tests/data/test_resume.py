@@ -71,7 +71,7 @@ STREAM = {"streaming": True, "shuffle_buffer": 4}
         pytest.param(STREAM, {"limit_train_batches": 2}, id="limited stream"),
     ],
 )
-def test_g6_resuming_at_any_step_continues_the_order(fit, tmp_path, data, trainer):
+def test_resuming_at_any_step_continues_the_order(fit, tmp_path, data, trainer):
     whole = fit(data, callbacks=[checkpoint(tmp_path, every_n_train_steps=1)], **trainer)
     epochs = {epoch for epoch, *_ in whole}
     orders = [[rows for epoch, _, rows in whole if epoch == each] for each in epochs]
@@ -89,14 +89,14 @@ def test_g6_resuming_at_any_step_continues_the_order(fit, tmp_path, data, traine
 
 
 @pytest.mark.parametrize("when", [{"every_n_epochs": 1}, {"every_n_epochs": 1, "last": True}])
-def test_g6_resuming_after_an_epoch(fit, tmp_path, when):
+def test_resuming_after_an_epoch(fit, tmp_path, when):
     when = {"save_on_train_epoch_end": when.pop("last", False), **when}
     whole = fit(callbacks=[checkpoint(tmp_path, **when)])
     half = len(whole) // 2
     assert fit(ckpt_path=str(tmp_path / "saved" / f"step={half}.ckpt")) == whole[half:]
 
 
-def test_g6_resuming_after_an_exception(fit, tmp_path):
+def test_resuming_after_an_exception(fit, tmp_path):
     class Stop(Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if trainer.global_step == 4:

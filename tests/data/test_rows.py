@@ -46,7 +46,7 @@ def test_text_prompt_before_messages_becomes_a_user_turn():
         ("  lead x", "  lead y", "  lead"),
     ],
 )
-def test_d6_implicit_prompt_of_text_ends_at_a_word(chosen, rejected, prompt):
+def test_implicit_prompt_of_text_ends_at_a_word(chosen, rejected, prompt):
     assert parts({"chosen": chosen, "rejected": rejected}) == (
         prompt,
         chosen[len(prompt) :],
@@ -54,7 +54,7 @@ def test_d6_implicit_prompt_of_text_ends_at_a_word(chosen, rejected, prompt):
     )
 
 
-def test_d6_implicit_prompt_of_messages_ends_at_a_turn():
+def test_implicit_prompt_of_messages_ends_at_a_turn():
     shared = [user("Q"), assistant("A"), user("R")]
     row = {"chosen": [*shared, assistant("yes 1")], "rejected": [*shared, assistant("yes 2")]}
     assert parts(row) == (shared, [assistant("yes 1")], [assistant("yes 2")])
@@ -76,13 +76,13 @@ def test_keys_that_a_columnar_file_filled_with_none_are_dropped():
     assert parts(row)[1] == [assistant("a")]
 
 
-def test_d10_dialogue_prompt_ends_after_the_last_shared_assistant_mark():
+def test_dialogue_prompt_ends_after_the_last_shared_assistant_mark():
     shared = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
     row = {"chosen": shared + " because", "rejected": shared + " be quiet"}
     assert parts(row) == (shared, " because", " be quiet")
 
 
-def test_d10_rejected_that_does_not_start_with_the_prompt_is_a_problem():
+def test_rejected_that_does_not_start_with_the_prompt_is_a_problem():
     row = {
         "chosen": "\n\nHuman: hi\n\nAssistant: a",
         "rejected": "\n\nHuman: ho\n\nAssistant: b",
@@ -90,7 +90,7 @@ def test_d10_rejected_that_does_not_start_with_the_prompt_is_a_problem():
     assert preference_pair(row, 0).problem == "different prompts"
 
 
-def test_d10_dialogues_that_part_before_the_last_turn_are_a_problem():
+def test_dialogues_that_part_before_the_last_turn_are_a_problem():
     start = "\n\nHuman: hi\n\nAssistant:"
     row = {
         "chosen": f"{start} a\n\nHuman: go on\n\nAssistant: c",
@@ -120,7 +120,7 @@ def test_conversations_with_different_prompts_are_a_problem():
         ("a", " \n", "empty response"),
     ],
 )
-def test_d5_unusable_pairs_have_a_problem(chosen, rejected, problem):
+def test_unusable_pairs_have_a_problem(chosen, rejected, problem):
     text = {"prompt": "Q:", "chosen": chosen, "rejected": rejected}
     chat = {"prompt": [user("Q")], "chosen": [assistant(chosen)], "rejected": [assistant(rejected)]}
     whole = {
@@ -131,7 +131,7 @@ def test_d5_unusable_pairs_have_a_problem(chosen, rejected, problem):
         assert preference_pair(row, 0).problem == problem
 
 
-def test_d5_identical_implicit_texts():
+def test_identical_implicit_texts():
     assert preference_pair({"chosen": "a b", "rejected": "a b"}, 0).problem == "identical responses"
 
 

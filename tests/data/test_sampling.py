@@ -28,7 +28,7 @@ def dealt(orders):
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 12])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_g3_every_row_is_counted_once(size, ranks, shuffle):
+def test_every_row_is_counted_once(size, ranks, shuffle):
     orders = shares(size, ranks, shuffle=shuffle)
     assert len({len(order) for order in orders}) == 1
     everything = dealt(orders)
@@ -39,7 +39,7 @@ def test_g3_every_row_is_counted_once(size, ranks, shuffle):
 
 
 @pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"lengths": list(range(40))}])
-def test_g3_global_batches_do_not_depend_on_the_ranks(options):
+def test_global_batches_do_not_depend_on_the_ranks(options):
     one, two = (dealt(shares(40, r, batch_size=8 // r, **options)) for r in (1, 2))
     assert one == two
 

@@ -72,14 +72,14 @@ def test_skipping_counts_the_pairs_of_this_rank(stream, numbered_rows):
     assert indices(pairs) == [1, 3, 5, 6]
 
 
-def test_d5_an_unusable_row_raises_where_it_is(stream, numbered_rows):
+def test_an_unusable_row_raises_where_it_is(stream, numbered_rows):
     pairs = iter(stream([*numbered_rows(1), BAD]))
     assert next(pairs)["index"] == 0
     with pytest.raises(InputError, match=r"1 empty response \(first: row 1\)"):
         next(pairs)
 
 
-def test_d5_each_pass_reports_anew(stream, numbered_rows):
+def test_each_pass_reports_anew(stream, numbered_rows):
     pairs = stream([BAD, *numbered_rows(2)], "drop")
     for _ in range(2):
         with pytest.warns(UserWarning, match="2 pairs; dropped: 1 empty response"):
@@ -87,7 +87,7 @@ def test_d5_each_pass_reports_anew(stream, numbered_rows):
         assert (pairs.report.rows, pairs.report.usable) == (3, 2)
 
 
-def test_d5_a_stream_without_a_usable_row(stream):
+def test_a_stream_without_a_usable_row(stream):
     with pytest.raises(InputError, match="no usable row: 1 empty response"):
         list(stream([BAD], "drop"))
 

@@ -40,7 +40,7 @@ def test_ids_worked_by_hand():
 
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("cut", range(7, 30, 2))
-def test_d1_parts_join_to_the_ids_of_the_whole_text(bos, cut):
+def test_parts_join_to_the_ids_of_the_whole_text(bos, cut):
     tokenizer = byte_level(bos=bos)
     for chosen, rejected in itertools.pairwise(SENTENCES):
         prompt = chosen[:cut]
@@ -51,7 +51,7 @@ def test_d1_parts_join_to_the_ids_of_the_whole_text(bos, cut):
             assert row["prompt_ids"] + row[f"{side}_ids"] == whole
 
 
-def test_d1_a_boundary_inside_a_token_moves_back_on_both_sides(gpt2_like):
+def test_a_boundary_inside_a_token_moves_back_on_both_sides(gpt2_like):
     prompt = "The sky is bl"  # 'blue' is one token, so the prompt's own ids end in others
     row = tokenise(gpt2_like, pair(prompt, "ue", "ack"))
     alone = gpt2_like(prompt, add_special_tokens=False).input_ids
@@ -63,14 +63,14 @@ def test_d1_a_boundary_inside_a_token_moves_back_on_both_sides(gpt2_like):
         assert gpt2_like.decode(ids, skip_special_tokens=True) == text
 
 
-def test_d1_an_intact_side_is_moved_with_the_other(gpt2_like):
+def test_an_intact_side_is_moved_with_the_other(gpt2_like):
     row = tokenise(gpt2_like, pair("The sky is bl", "ue", " and"))
     assert row["shifted"]
     together = gpt2_like("The sky is bl and", add_special_tokens=False).input_ids
     assert row["prompt_ids"] + row["rejected_ids"] == [*together, 1]
 
 
-def test_d2_one_bos_where_the_tokenizer_adds_one(llama_like, gpt2_like):
+def test_one_bos_where_the_tokenizer_adds_one(llama_like, gpt2_like):
     row = pair("The sky", " is blue", " is brown")
     assert tokenise(llama_like, row)["prompt_ids"].count(0) == 1
     assert tokenise(llama_like, row)["prompt_ids"][0] == 0
@@ -79,32 +79,32 @@ def test_d2_one_bos_where_the_tokenizer_adds_one(llama_like, gpt2_like):
     assert None not in ids
 
 
-def test_d2_a_bos_in_the_text_gets_no_second(llama_like):
+def test_a_bos_in_the_text_gets_no_second(llama_like):
     ids = tokenise(llama_like, pair("<s>The sky", " is blue", " is brown"))["prompt_ids"]
     assert ids.count(0) == 1
 
 
 @pytest.mark.parametrize("template", [CHATML, "<s>" + CHATML])
-def test_d2_a_rendered_template_has_one_bos(template):
+def test_a_rendered_template_has_one_bos(template):
     row = tokenise(byte_level(bos=True, chat_template=template), CONVERSATION)
     assert row["prompt_ids"][0] == 0
     assert row["prompt_ids"].count(0) == 1
 
 
-def test_d2_a_template_without_bos_stays_so(chatml):
+def test_a_template_without_bos_stays_so(chatml):
     start = chatml.convert_tokens_to_ids("<|im_start|>")
     assert tokenise(chatml, CONVERSATION)["prompt_ids"][0] == start
 
 
 @pytest.mark.parametrize("ending", ["", "</s>", "</s></s>"])
-def test_d3_text_ends_in_exactly_one_eos(gpt2_like, ending):
+def test_text_ends_in_exactly_one_eos(gpt2_like, ending):
     row = tokenise(gpt2_like, pair("The sky", " is blue" + ending, " is brown"))
     for side in ("chosen_ids", "rejected_ids"):
         assert row[side][-1] == gpt2_like.eos_token_id
         assert row[side].count(gpt2_like.eos_token_id) == 1
 
 
-def test_d3_chat_ends_in_the_terminator_of_its_template(chatml):
+def test_chat_ends_in_the_terminator_of_its_template(chatml):
     row = tokenise(chatml, CONVERSATION)
     end = chatml.convert_tokens_to_ids("<|im_end|>")
     for side in ("chosen", "rejected"):
@@ -123,20 +123,20 @@ def test_d3_chat_ends_in_the_terminator_of_its_template(chatml):
     assert row["prompt_ids"] == opened
 
 
-def test_d3_a_template_without_terminator_is_refused():
+def test_a_template_without_terminator_is_refused():
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     with pytest.raises(InputError, match="without a special token"):
         tokenise(byte_level(bos=False, chat_template=template), CONVERSATION)
 
 
-def test_d3_a_tokenizer_without_eos_is_refused():
+def test_a_tokenizer_without_eos_is_refused():
     tokenizer = byte_level(bos=True)
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="has no eos_token"):
         PairTokenizer(tokenizer, TokenizationOptions())
 
 
-def test_d4_responses_are_cut_independently_on_the_right():
+def test_responses_are_cut_independently_on_the_right():
     tokenizer = word_level("p a b c d e")
     row = tokenise(tokenizer, pair("p", " a b c d", " e"), max_length=6, max_prompt_length=1)
     assert row["prompt_ids"] == [3]
@@ -146,7 +146,7 @@ def test_d4_responses_are_cut_independently_on_the_right():
     assert not row["prompt_truncated"]
 
 
-def test_d4_a_prompt_is_cut_on_the_left_only_as_far_as_needed():
+def test_a_prompt_is_cut_on_the_left_only_as_far_as_needed():
     tokenizer = word_level("p q r s a b")
     text = pair("p q r s", " a", " b")  # 7 prompt tokens, responses of 3
     assert not tokenise(tokenizer, text, 10, 2)["prompt_truncated"]
@@ -156,7 +156,7 @@ def test_d4_a_prompt_is_cut_on_the_left_only_as_far_as_needed():
     assert nine["chosen_ids"][-1] == 1
 
 
-def test_d4_a_prompt_keeps_max_prompt_length():
+def test_a_prompt_keeps_max_prompt_length():
     tokenizer = word_level("p q r s a b c d")
     row = tokenise(tokenizer, pair("p q r s", " a b c d", " b"), 8, 5)
     assert row["prompt_ids"] == tokenizer("q r s").input_ids
@@ -164,7 +164,7 @@ def test_d4_a_prompt_keeps_max_prompt_length():
     assert row["chosen_ids"] == tokenizer(" a b").input_ids[:3]
 
 
-def test_d4_the_bos_survives_the_cut(llama_like):
+def test_the_bos_survives_the_cut(llama_like):
     row = tokenise(llama_like, pair("The sky is blue and" * 9, " old", " deep"), 12, 6)
     assert row["prompt_ids"][0] == 0
     assert row["length"] == 12
@@ -172,7 +172,7 @@ def test_d4_the_bos_survives_the_cut(llama_like):
 
 @pytest.mark.parametrize("max_length", range(2, 40, 3))
 @pytest.mark.parametrize("bos", [False, True])
-def test_d4_no_row_is_too_long_or_unsupervised(bos, max_length):
+def test_no_row_is_too_long_or_unsupervised(bos, max_length):
     tokenizer = byte_level(bos=bos)
     for n in range(1, 12, 2):
         row = tokenise(tokenizer, pair("sea " * n, " blue" * (12 - n), " old"), max_length)
@@ -183,14 +183,14 @@ def test_d4_no_row_is_too_long_or_unsupervised(bos, max_length):
         assert row["length"] == len(row["prompt_ids"]) + longest <= max_length
 
 
-def test_d5_identical_after_truncation():
+def test_identical_after_truncation():
     tokenizer = word_level("p a b c")
     row = tokenise(tokenizer, pair("p", " a b", " a c"), max_length=4)
     assert row["problem"] == "identical after truncation"
     assert row["chosen_ids"] == []
 
 
-def test_d5_an_empty_prompt_needs_a_bos(gpt2_like, llama_like):
+def test_an_empty_prompt_needs_a_bos(gpt2_like, llama_like):
     row = {"chosen": "Paris ", "rejected": "London"}
     assert tokenise(gpt2_like, row)["problem"] == "empty prompt"
     assert tokenise(llama_like, row)["prompt_ids"] == [0]
@@ -198,7 +198,7 @@ def test_d5_an_empty_prompt_needs_a_bos(gpt2_like, llama_like):
     assert tokenise(byte_level(True, CHATML), chat)["problem"] == "empty prompt"
 
 
-def test_w9_weights_must_match_the_response_with_its_terminator():
+def test_weights_must_match_the_response_with_its_terminator():
     tokenizer = word_level("p a b")
     row = {**pair("p", " a", " b"), "chosen_weights": [1, 2, 3], "rejected_weights": [1, 2]}
     with pytest.raises(InputError, match=r"'rejected_weights' has 2 weights, but .* 3 tokens"):

@@ -31,7 +31,7 @@ def test_a_plain_trainer_a_foreign_module_and_the_functions_alone(tmp_path, monk
         max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False
     )
     trainer.fit(foreign, names["data"].train_dataloader())
-    reference = foreign.preference.reference.model
+    reference = foreign.preference.models.others["reference"].model
     trained = dict(foreign.preference.policy.named_parameters())
     assert any(not torch.equal(trained[k], v) for k, v in reference.named_parameters())
     assert not any(isinstance(m, type(reference)) for m in _others(foreign))

@@ -63,7 +63,7 @@ def test_prior_of_the_authors_code_by_hand():
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-def test_w1_w2_prior_counts_masked_tokens_alone(normalized):
+def test_prior_counts_masked_tokens_alone(normalized):
     """W1, W2: a response has the same prior wherever it stands, and none stands off it."""
     result = gaussian_prior(RAGGED, normalized=normalized)
     for row in range(4):
@@ -94,7 +94,7 @@ def test_normalised_scores_are_shares_of_the_masked_sum():
         functools.partial(clip_weights, limit=1.1),
     ],
 )
-def test_w1_scores_off_the_mask_do_not_count(transform, planted):
+def test_scores_off_the_mask_do_not_count(transform, planted):
     """W1: the prompt's scores, whatever they are, are ignored."""
     scores = ragged_scores()
     expected = transform(scores, RAGGED)
@@ -110,7 +110,7 @@ def test_scores_that_are_all_zero_give_even_shares():
     assert torch.equal(scale_weights(scores, RAGGED, "max"), scores)
 
 
-def test_l8_a_row_without_tokens_is_zero_and_not_nan():
+def test_a_row_without_tokens_is_zero_and_not_nan():
     """L8: sums and lengths of nothing are clamped."""
     nothing, scores = torch.zeros(1, 4, dtype=torch.bool), torch.ones(1, 4)
     zeros = [[0.0] * 4]
@@ -194,7 +194,7 @@ def test_mix_by_hand():
         ("max", lambda kept: kept.max()),
     ],
 )
-def test_w1_the_named_statistic_is_one_over_the_response(scale, measure):
+def test_the_named_statistic_is_one_over_the_response(scale, measure):
     """W1, L8: the denominator is the number of response tokens, not the width of the batch."""
     scores = ragged_scores()
     weights = scale_weights(scores, RAGGED, scale)

@@ -82,7 +82,7 @@ def test_gradient_is_one_hot_minus_softmax():
     torch.testing.assert_close(gradient, expected)
 
 
-def test_l4_log_softmax_of_bf16_logits_is_taken_in_fp32():
+def test_log_softmax_of_bf16_logits_is_taken_in_fp32():
     """L4: at most 1e-5 nats off fp64 per token, where a bf16 log-softmax is off by hundredths."""
     logits = (4 * random_logits(128, 32000, dtype=torch.float32)).bfloat16()
     labels = random_ids(128, high=32000)
@@ -94,7 +94,7 @@ def test_l4_log_softmax_of_bf16_logits_is_taken_in_fp32():
     assert (careless.double() - exact).abs().max() > 0.02  # so the bound above says something
 
 
-def test_l4_divergence_of_bf16_logits_is_taken_in_fp32():
+def test_divergence_of_bf16_logits_is_taken_in_fp32():
     first = random_logits(64, 4000, dtype=torch.float32).bfloat16()
     second = random_logits(64, 4000, seed=2, dtype=torch.float32).bfloat16()
     expected = kl_divergence(first.double(), second.double())
@@ -104,7 +104,7 @@ def test_l4_divergence_of_bf16_logits_is_taken_in_fp32():
 
 
 @pytest.mark.parametrize("planted", [math.nan, math.inf, -math.inf])
-def test_l6_what_stands_at_other_positions_changes_neither_value_nor_gradient(planted):
+def test_what_stands_at_other_positions_changes_neither_value_nor_gradient(planted):
     """L6: logits that predict prompt or padding may be anything."""
     ids = random_ids(3, 6)
 
@@ -122,7 +122,7 @@ def test_l6_what_stands_at_other_positions_changes_neither_value_nor_gradient(pl
         assert bool(ours.isfinite().all())
 
 
-def test_l6_minus_infinity_on_unused_vocabulary_is_legal():
+def test_minus_infinity_on_unused_vocabulary_is_legal():
     """L6: entries that are never a label may be ruled out; the rest is a smaller vocabulary."""
     logits, labels = random_logits(4, 7), random_ids(4, high=5)
     barred = logits.clone()
@@ -135,7 +135,7 @@ def test_l6_minus_infinity_on_unused_vocabulary_is_legal():
     assert torch.equal(gradient[:, 5:], torch.zeros(4, 2, dtype=torch.float64))
 
 
-def test_l6_divergence_with_the_same_unused_vocabulary():
+def test_divergence_with_the_same_unused_vocabulary():
     reference, policy = random_logits(4, 7), random_logits(4, 7, seed=3)
     expected = kl_divergence(reference[:, :5], policy[:, :5])
     reference[:, 5:] = -math.inf
@@ -147,7 +147,7 @@ def test_l6_divergence_with_the_same_unused_vocabulary():
     assert bool(gradient.isfinite().all())
 
 
-def test_l3_divergence_by_hand_and_in_its_direction():
+def test_divergence_by_hand_and_in_its_direction():
     """L3: KL(reference || policy) of (1/2, 1/2) and (1/4, 3/4) is 0.143841; the other 0.130812."""
     reference, policy = torch.tensor([1.0, 1.0]).log(), torch.tensor([1.0, 3.0]).log()
     torch.testing.assert_close(kl_divergence(reference, policy), torch.tensor(0.143841036))
@@ -175,13 +175,13 @@ def test_gradient_of_the_divergence_is_the_difference_of_the_distributions():
     torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
 
 
-def test_l1_divergence_of_a_model_from_itself_is_zero():
+def test_divergence_of_a_model_from_itself_is_zero():
     logits = random_logits(5, 7, dtype=torch.float32)
     assert torch.equal(kl_divergence(logits, logits), torch.zeros(5))
 
 
 @pytest.mark.parametrize("gap", [100.0, 104.0, 200.0])
-def test_l5_divergence_is_finite_at_large_logit_gaps(gap):
+def test_divergence_is_finite_at_large_logit_gaps(gap):
     """L5: with its gradient, where softmax().log() underflows to -inf."""
     reference = torch.tensor([[0.0, -gap, 0.0]])
     policy = torch.tensor([[-gap, 0.0, 0.0]]).requires_grad_()
@@ -192,7 +192,7 @@ def test_l5_divergence_is_finite_at_large_logit_gaps(gap):
     torch.testing.assert_close(gradient, torch.tensor([[-0.5, 0.5, 0.0]]))
 
 
-def test_l5_the_careless_formula_fails_at_200():
+def test_the_careless_formula_fails_at_200():
     policy = torch.tensor([[-200.0, 0.0, 0.0]])
     assert not bool(policy.softmax(-1).log().isfinite().all())
 

@@ -73,7 +73,7 @@ def gradients(values, policy, factors):
     [from_logits, tiles_of(1), tiles_of(5), tiles_of(100)],
     ids=["logits", "1", "5", "100"],
 )
-def test_l9_values_and_gradients_are_those_of_the_definitions(compute, bias, reduced, monkeypatch):
+def test_values_and_gradients_are_those_of_the_definitions(compute, bias, reduced, monkeypatch):
     """L9, in float64 to 1e-12; the divergence of the first tokens takes no gradient (TDPO2)."""
     module = importlib.import_module(Predictions.__module__)  # its name is also a function's
     monkeypatch.setattr(module, "_reduced_at_once", lambda logits: reduced)
@@ -137,7 +137,7 @@ def test_the_backward_pass_projects_the_reference_only_where_the_divergence_take
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_l4_the_softmax_runs_in_fp32(dtype):
+def test_the_softmax_runs_in_fp32(dtype):
     logits = (torch.randn(4, 1000) * 5).to(dtype).requires_grad_()
     labels = torch.tensor([0, 1, 2, 3])
     values = predictions(logits, labels, entropy=True)
@@ -151,7 +151,7 @@ def test_l4_the_softmax_runs_in_fp32(dtype):
     assert logits.grad.dtype == dtype
 
 
-def test_l5_the_divergence_is_finite_at_a_gap_of_200():
+def test_the_divergence_is_finite_at_a_gap_of_200():
     policy = torch.tensor([[-200.0, 0.0]], requires_grad=True)
     reference = torch.tensor([[0.0, -500.0]])
     kl = predictions(policy, torch.tensor([0]), reference).kl
@@ -161,7 +161,7 @@ def test_l5_the_divergence_is_finite_at_a_gap_of_200():
     torch.testing.assert_close(policy.grad, torch.tensor([[-1.0, 1.0]]))
 
 
-def test_l6_entries_without_probability_add_nothing():
+def test_entries_without_probability_add_nothing():
     """``-inf`` on entries that are never a label: no NaN in values or gradients."""
     closed = torch.tensor([[0.0, 0.0, -math.inf]])
     policy = closed.clone().requires_grad_()

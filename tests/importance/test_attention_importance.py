@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from model_runs import run
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.forward import run_models
 from lit_tidpo.models.policy import PolicyConfig
-from lit_tidpo.models.reference import Reference
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.structures import Forward, ModelTrace, ResponseBatch
+from lit_tidpo.structures import ResponseBatch, Results
 from lit_tidpo.testing import check_importance_estimator, tiny_batch, tiny_policy
 
 # One row: a prompt token, three response tokens, one pad. Two layers of two heads.
@@ -71,8 +70,8 @@ def hand_built_scores(**options):
         counted=torch.tensor([True]),
     )
     attentions = tuple(layer.unsqueeze(0) for layer in HAND_BUILT)
-    trace = ModelTrace(torch.zeros(1, 5), attentions=attentions)
-    return AttentionImportance(**options).scores(Forward(batch, trace))[0].tolist()
+    results = Results(batch, {"policy.attentions": attentions})
+    return AttentionImportance(**options).scores(results)[0].tolist()
 
 
 def combined(keys, how):
@@ -117,15 +116,15 @@ def test_layers_and_heads_that_do_not_exist_are_refused():
 
 @pytest.mark.parametrize("attributed", ["policy", "reference"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_w6_scores_of_a_model_equal_a_naive_loop(family, attributed):
+def test_scores_of_a_model_equal_a_naive_loop(family, attributed):
     """W6: each row on its own and unpadded, from the model's own attention output."""
     models = {
         "policy": tiny_policy(family, attention="eager"),
         "reference": tiny_policy(family, seed=1, attention="eager"),
     }
     batch, estimator = tiny_batch(), AttentionImportance(model=attributed)
-    forward = run_models(models["policy"], Reference(models["reference"]), batch, estimator.needs)
-    ours = estimator.scores(forward)
+    results = run(models["policy"], batch, estimator.needs, models["reference"])
+    ours = estimator.scores(results)
     for row, length in enumerate(batch.lengths.tolist()):
         ids = batch.input_ids[row : row + 1, :length]
         attentions = models[attributed](ids, output_attentions=True).attentions
@@ -144,7 +143,7 @@ def module_with(importance):
     return PreferenceModule(PolicyConfig(), importance=importance, losses=losses)
 
 
-def test_w6_kernels_that_hand_out_no_probabilities_are_refused():
+def test_kernels_that_hand_out_no_probabilities_are_refused():
     """W6: sdpa would warn and return nothing; the message says what to set."""
     module = module_with(AttentionImportance())
     with pytest.raises(InputError, match=r"'sdpa'.*set policy.attn_implementation=eager"):
@@ -152,7 +151,7 @@ def test_w6_kernels_that_hand_out_no_probabilities_are_refused():
     module.attach(tiny_policy(attention="eager"))
 
 
-def test_w6_it_is_the_attributed_model_that_counts():
+def test_it_is_the_attributed_model_that_counts():
     module = module_with(AttentionImportance(model="reference"))
     module.attach(tiny_policy(), tiny_policy(seed=1, attention="eager"))
     assert bool(module(tiny_batch()).loss.isfinite().all())

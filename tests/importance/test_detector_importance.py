@@ -17,8 +17,8 @@ from lit_tidpo.locations import locate
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.plugins.hparams import plain
-from lit_tidpo.structures import Forward, ModelTrace, ResponseBatch
+from lit_tidpo.plugins.hparams import as_plain_data
+from lit_tidpo.structures import ResponseBatch, Results
 from lit_tidpo.testing import check_importance_estimator, tiny_batch
 
 
@@ -102,7 +102,7 @@ def write_pairs(folder, count):
 
 
 def scores_of(detector, batch):
-    return detector.scores(Forward(batch, ModelTrace(torch.zeros(batch.input_ids.shape))))
+    return detector.scores(Results(batch, {}))
 
 
 @pytest.mark.filterwarnings("ignore:.*fitting goes without validation")
@@ -142,7 +142,7 @@ def test_it_adds_nothing_to_checkpoints():
     module = PreferenceModule(PolicyConfig(), importance=detector)
     assert not [name for name in module.state_dict() if "learned" in name]
     assert not any(parameter.requires_grad for parameter in detector._network.parameters())
-    assert plain(detector)["init_args"] == {"path": "builtin:detector"}
+    assert as_plain_data(detector)["init_args"] == {"path": "builtin:detector"}
 
 
 def test_tokens_outside_its_vocabulary_are_refused(tmp_path):

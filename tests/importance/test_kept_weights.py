@@ -6,8 +6,8 @@ import pytest
 import torch
 from pair_selection import take
 
-from lit_tidpo.importance.kept_weights import WeightCache
-from lit_tidpo.testing import tiny_batch
+from lit_tidpo.importance.kept_weights import KeptWeights
+from lit_tidpo.testing import tiny_batch, tiny_groups
 
 
 def weights_of(batch, seed=0):
@@ -25,7 +25,7 @@ def batch():
 
 
 def test_nothing_is_found_before_anything_is_stored(batch):
-    cache = WeightCache(5)
+    cache = KeptWeights(5)
     assert not cache.is_filled
     assert cache.lookup(batch, step=0) is None
     cache.store(batch, weights_of(batch), step=0)
@@ -33,7 +33,7 @@ def test_nothing_is_found_before_anything_is_stored(batch):
 
 
 def test_what_is_found_is_what_was_stored(batch):
-    cache, weights = WeightCache(5), weights_of(batch)
+    cache, weights = KeptWeights(5), weights_of(batch)
     cache.store(batch, weights, step=0)
     assert torch.equal(cache.lookup(batch, step=4), weights)
 
@@ -41,7 +41,7 @@ def test_what_is_found_is_what_was_stored(batch):
 @pytest.mark.parametrize("width", [14, 16, 25])
 def test_order_batch_mates_and_padding_may_change_in_between(batch, width):
     """Weights follow the pair and the token, not the place in the batch."""
-    cache, weights = WeightCache(5), weights_of(batch)
+    cache, weights = KeptWeights(5), weights_of(batch)
     cache.store(batch, weights, step=0)
     pairs = [2, 0, 3]
     other = take(batch, pairs, width)
@@ -53,28 +53,35 @@ def test_order_batch_mates_and_padding_may_change_in_between(batch, width):
         assert not bool(found[new, length:].any())
 
 
+def test_prompts_with_different_numbers_of_responses_keep_their_own():
+    groups = tiny_groups(3)
+    cache, weights = KeptWeights(5), weights_of(groups)
+    cache.store(groups, weights, step=0)
+    assert torch.equal(cache.lookup(groups, step=1), weights)
+
+
 def test_weights_go_stale_after_their_steps(batch):
-    cache = WeightCache(3)
+    cache = KeptWeights(3)
     cache.store(batch, weights_of(batch), step=10)
     fresh = [cache.lookup(batch, step) is not None for step in (10, 11, 12, 13, 14)]
     assert fresh == [True, True, True, False, False]
 
 
 def test_one_step_keeps_weights_for_the_same_step_only(batch):
-    cache = WeightCache(1)
+    cache = KeptWeights(1)
     cache.store(batch, weights_of(batch), step=2)
     assert cache.lookup(batch, 2) is not None
     assert cache.lookup(batch, 3) is None
 
 
 def test_zero_keeps_weights_for_good(batch):
-    cache = WeightCache(0)
+    cache = KeptWeights(0)
     cache.store(batch, weights_of(batch), step=0)
     assert cache.lookup(batch, step=10**9) is not None
 
 
 def test_a_batch_with_one_unknown_or_stale_pair_is_computed_anew(batch):
-    cache = WeightCache(3)
+    cache = KeptWeights(3)
     cache.store(take(batch, [0, 1], 16), weights_of(take(batch, [0, 1], 16)), step=0)
     cache.store(take(batch, [2], 16), weights_of(take(batch, [2], 16)), step=2)
     assert cache.lookup(take(batch, [0, 1, 2], 16), step=2) is not None
@@ -84,14 +91,14 @@ def test_a_batch_with_one_unknown_or_stale_pair_is_computed_anew(batch):
 
 
 def test_storing_again_replaces_weights_and_their_age(batch):
-    cache, new = WeightCache(3), weights_of(batch, seed=1)
+    cache, new = KeptWeights(3), weights_of(batch, seed=1)
     cache.store(batch, weights_of(batch), step=0)
     cache.store(batch, new, step=5)
     assert torch.equal(cache.lookup(batch, step=7), new)
 
 
 def test_what_is_kept_is_a_copy(batch):
-    cache, weights = WeightCache(0), weights_of(batch)
+    cache, weights = KeptWeights(0), weights_of(batch)
     expected = weights.clone()
     cache.store(batch, weights, step=0)
     weights.zero_()
@@ -100,17 +107,17 @@ def test_what_is_kept_is_a_copy(batch):
 
 
 def test_the_state_survives_a_checkpoint_loaded_with_weights_only(batch, tmp_path):
-    cache = WeightCache(4)
+    cache = KeptWeights(4)
     cache.store(batch, weights_of(batch), step=6)
     torch.save({"cache": cache.state_dict()}, tmp_path / "state.pt")
-    other = WeightCache(4)
+    other = KeptWeights(4)
     other.update(torch.load(tmp_path / "state.pt", weights_only=True)["cache"])
     assert torch.equal(other.lookup(batch, step=9), weights_of(batch))
     assert other.lookup(batch, step=10) is None
 
 
 def test_an_update_adds_what_other_ranks_kept(batch):
-    caches = [WeightCache(0), WeightCache(0)]
+    caches = [KeptWeights(0), KeptWeights(0)]
     parts = [take(batch, [0, 2], 16), take(batch, [1, 3], 16)]
     for cache, part in zip(caches, parts, strict=True):
         cache.store(part, weights_of(part), step=0)

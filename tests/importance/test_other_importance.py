@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional import scale_weights
 from lit_tidpo.importance.random_importance import RandomImportance
 from lit_tidpo.importance.supplied_importance import SuppliedImportance
 from lit_tidpo.importance.uniform_importance import UniformImportance
-from lit_tidpo.importance.weighting import Weighting
-from lit_tidpo.structures import Forward, ModelTrace
+from lit_tidpo.structures import Results
 from lit_tidpo.testing import check_importance_estimator, tiny_batch
 
 
 def scores_of(estimator, batch):
-    return estimator.scores(Forward(batch, ModelTrace(torch.zeros(batch.input_ids.shape))))
+    return estimator.scores(Results(batch, {"policy.logps": torch.zeros(batch.input_ids.shape)}))
 
 
 def rearranged(batch, rows, width):
@@ -38,7 +38,7 @@ def rearranged(batch, rows, width):
     )
 
 
-def test_n5_random_scores_of_an_example_are_the_same_wherever_it_stands():
+def test_random_scores_of_an_example_are_the_same_wherever_it_stands():
     """N5: in another batch, at another place, with other padding, and at another time."""
     batch, estimator = tiny_batch(), RandomImportance(seed=3)
     first = scores_of(estimator, batch)
@@ -62,17 +62,17 @@ def test_random_scores_are_uniform_and_differ_by_row_and_seed():
     assert not torch.equal(scores_of(RandomImportance(seed=1), batch), scores)
 
 
-def test_w3_random_scores_leave_the_global_generator_alone():
+def test_random_scores_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     scores_of(RandomImportance(), tiny_batch())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_w9_supplied_scores_become_weights_of_mean_one():
+def test_supplied_scores_become_weights_of_mean_one():
     """W9: shares of the supplied numbers, times the number of response tokens."""
     batch = tiny_batch()
     scores = scores_of(SuppliedImportance(), batch)
-    weights = Weighting(mix=1.0).weights(scores, batch)
+    weights = scale_weights(scores, batch.response_mask)
     for row, (start, end) in enumerate(
         zip(batch.prompt_lengths.tolist(), batch.lengths.tolist(), strict=True)
     ):
@@ -81,14 +81,14 @@ def test_w9_supplied_scores_become_weights_of_mean_one():
         assert weights[row, start:end].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_w9_rows_without_supplied_scores_are_refused():
+def test_rows_without_supplied_scores_are_refused():
     with pytest.raises(InputError, match="columns chosen_weights and rejected_weights"):
         scores_of(SuppliedImportance(), tiny_batch(weights=False))
 
 
 def test_uniform_scores_weigh_every_response_token_one():
     batch = tiny_batch()
-    weights = Weighting(mix=1.0).weights(scores_of(UniformImportance(), batch), batch)
+    weights = scale_weights(scores_of(UniformImportance(), batch), batch.response_mask)
     torch.testing.assert_close(weights, batch.response_mask.float(), atol=2e-7, rtol=0)
 
 

@@ -11,17 +11,19 @@ import dataclasses
 import pytest
 import torch
 import transformers
+from model_runs import run
 from torch import nn
 from transformers import AttentionMaskInterface
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.gradient_log_ratio_importance import GradientLogRatioImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
-from lit_tidpo.models.forward import Computation, run_batches, run_models
 from lit_tidpo.models.layout import choose_layout, head_agrees
+from lit_tidpo.models.models import Models
 from lit_tidpo.models.packing import PACKED_ATTENTION
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
-from lit_tidpo.models.reference import Reference
+from lit_tidpo.models.reference import FrozenModel
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
@@ -33,7 +35,7 @@ NEEDS = frozenset(
         "policy.label_logits",
         "policy.entropy",
         "reference.logps",
-        "kl",
+        "reference.kl",
     }
 )
 SIZES = {
@@ -85,10 +87,10 @@ def row_by_row(policy, reference, batch):
     return values
 
 
-def quantities(policy, reference, batch, computation):
-    forward = run_models(policy, Reference(reference), batch, NEEDS, computation)
-    trace = forward.policy
-    return {"logps": trace.logps, "kl": forward.kl, "entropy": trace.entropy}
+def quantities(policy, reference, batch, **ways):
+    results = run(policy, batch, NEEDS, reference, **ways)
+    names = {"logps": "policy.logps", "kl": "reference.kl", "entropy": "policy.entropy"}
+    return {name: results[need] for name, need in names.items()}
 
 
 def gradients(values, policy):
@@ -124,35 +126,39 @@ def test_every_layout_has_the_values_and_gradients_of_single_rows(rows, family, 
     expected = row_by_row(policy, reference, batch)
     wanted = gradients(expected, policy)
     assert choose_layout(layout, [policy, reference], NEEDS) == layout
-    computation = Computation(layout, tile or 2**24)
-    ours = quantities(policy, reference, batch, computation)
+    ours = quantities(policy, reference, batch, layout=layout, logits_at_once=tile or 2**24)
     assert_same(ours, expected, 2e-5)
     scale = wanted.abs().max()
     torch.testing.assert_close(gradients(ours, policy) / scale, wanted / scale, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("target", ["max_logit", "response_logp", "log_ratio"])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        GradientImportance(),
+        GradientImportance("response_logp"),
+        GradientLogRatioImportance(),
+    ],
+    ids=["max_logit", "response_logp", "log_ratio"],
+)
 @pytest.mark.parametrize("layout", PACKED)
-def test_attribution_of_response_tokens_is_that_of_padded_rows(layout, target):
+def test_attribution_of_response_tokens_is_that_of_padded_rows(layout, estimator):
     """With shared prompts the backward pass of the attribution ends at the response."""
     batch = tiny_batch()
-    estimator = GradientImportance(target)
     scores = []
     for each in ("padded", layout):
         policy, reference = tiny_policy(), tiny_policy(seed=1)
         choose_layout(each, [policy, reference], estimator.needs)
-        computation = Computation(each)
-        forward = run_models(policy, Reference(reference), batch, estimator.needs, computation)
-        scores.append(estimator.scores(forward).masked_fill(~batch.response_mask, 0.0))
+        results = run(policy, batch, estimator.needs, reference, layout=each)
+        scores.append(estimator.scores(results).masked_fill(~batch.response_mask, 0.0))
     torch.testing.assert_close(scores[1], scores[0], atol=1e-5, rtol=1e-5)
 
 
 def test_the_attribution_does_not_enter_the_prompts():
     policy, batch = tiny_policy(), tiny_batch()
     choose_layout("shared_prompt", [policy], NEEDS)
-    needs = frozenset({"policy.embeddings"})
-    forward = run_models(policy, Reference(None), batch, needs, Computation("shared_prompt"))
-    (gradient,) = torch.autograd.grad(forward.policy.logps.sum(), forward.policy.embeddings)
+    results = run(policy, batch, {"policy.embeddings"}, layout="shared_prompt")
+    (gradient,) = torch.autograd.grad(results["policy.logps"].sum(), results["policy.embeddings"])
     inside = batch.positions < batch.prompt_lengths[:, None] - 1
     assert gradient[inside].abs().sum() == 0
     assert gradient[batch.response_mask].abs().sum() > 0
@@ -166,7 +172,7 @@ def test_no_padding_is_computed(layout):
     policy.model.layers[0].mlp.register_forward_hook(
         lambda module, inputs, output: tokens.append(output.shape[1])
     )
-    run_models(policy, Reference(None), batch, frozenset(), Computation(layout))
+    run(policy, batch, layout=layout)
     total = int(batch.lengths.sum())
     responses = int((batch.lengths - batch.prompt_lengths).sum()) + len(batch.lengths)
     prompts = int(batch.prompt_lengths[: batch.size].sum()) - batch.size
@@ -189,7 +195,7 @@ def test_no_mask_sets_all_tokens_against_all(rows, layout, monkeypatch):
     policy, batch = tiny_policy(), rows()
     choose_layout(layout, [policy], NEEDS)
     shapes.clear()
-    run_models(policy, Reference(None), batch, frozenset(), Computation(layout))
+    run(policy, batch, layout=layout)
     responses = int((batch.lengths - batch.prompt_lengths).max()) + 1
     mask = (len(batch.lengths), 1, responses, int(batch.lengths.max()))
     masked = layout == "shared_prompt" and rows is with_long_prompts
@@ -205,13 +211,12 @@ def test_anchors_share_the_prompts_of_their_pairs():
     results = []
     for layout in ("padded", "shared_prompt"):
         choose_layout(layout, [policy, reference], NEEDS)
-        results.append(run_batches(policy, Reference(reference), requests, Computation(layout)))
+        models = Models(policy, {"reference": FrozenModel(reference)}, layout)
+        results.append(models.run(requests))
     for expected, ours in zip(*results, strict=True):
-        torch.testing.assert_close(ours.policy.logps, expected.policy.logps, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(
-            ours.reference.logps, expected.reference.logps, atol=1e-5, rtol=1e-5
-        )
-    assert results[1][1].kl is None
+        for need in ("policy.logps", "reference.logps"):
+            torch.testing.assert_close(ours[need], expected[need], atol=1e-5, rtol=1e-5)
+    assert results[1][1].keys() == {"policy.logps", "reference.logps"}
 
 
 def test_responses_with_different_prompts_are_refused():
@@ -219,7 +224,7 @@ def test_responses_with_different_prompts_are_refused():
     choose_layout("shared_prompt", [policy], NEEDS)
     batch.input_ids[0, 0] += 1
     with pytest.raises(InputError, match="different prompts"):
-        run_models(policy, Reference(None), batch, frozenset(), Computation("shared_prompt"))
+        run(policy, batch, layout="shared_prompt")
 
 
 @pytest.mark.parametrize("layout", PACKED)
@@ -230,8 +235,7 @@ def test_prompts_of_one_token_leave_nothing_to_share(layout):
     results = []
     for each in ("padded", layout):
         choose_layout(each, [policy], NEEDS)
-        forward = run_models(policy, Reference(None), batch, frozenset(), Computation(each))
-        results.append(forward.policy.logps)
+        results.append(run(policy, batch, layout=each)["policy.logps"])
     torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-5)
 
 
@@ -247,11 +251,9 @@ def test_activation_checkpointing_changes_nothing(layout, lora, tmp_path):
         torch.manual_seed(0)
         policy = build_policy(config)
         choose_layout(layout, [policy], NEEDS)
-        forward = run_models(
-            policy, Reference(None), batch, estimator.needs, Computation(layout, 96)
-        )
-        scores = estimator.scores(forward)
-        forward.policy.logps.sum().backward()
+        found = run(policy, batch, estimator.needs, layout=layout, logits_at_once=96)
+        scores = estimator.scores(found)
+        found["policy.logps"].sum().backward()
         trained = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
         assert trained
         results.append((scores, torch.cat(trained)))
@@ -265,11 +267,10 @@ def test_bfloat16_tiles_keep_their_sums_in_fp32():
     for limit in (2**26, 96):
         policy.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            computation = Computation(logits_at_once=limit)
-            forward = run_models(policy, Reference(None), batch, frozenset(), computation)
-        assert forward.policy.logps.dtype == torch.float32
-        forward.policy.logps.sum().backward()
-        results.append((forward.policy.logps.detach(), policy.lm_head.weight.grad.clone()))
+            logps = run(policy, batch, logits_at_once=limit)["policy.logps"]
+        assert logps.dtype == torch.float32
+        logps.sum().backward()
+        results.append((logps.detach(), policy.lm_head.weight.grad.clone()))
     torch.testing.assert_close(results[1][0], results[0][0], atol=1e-5, rtol=0)
     scale = results[0][1].abs().max()
     torch.testing.assert_close(results[1][1] / scale, results[0][1] / scale, atol=2e-2, rtol=0)
@@ -278,11 +279,9 @@ def test_bfloat16_tiles_keep_their_sums_in_fp32():
 def test_tiles_hold_no_more_logits_than_they_may():
     policy, batch, sizes = tiny_policy(), tiny_batch(), []
     policy.lm_head.register_forward_hook(lambda m, i, output: sizes.append(output.shape[1]))
-    forward = run_models(
-        policy, Reference(None), batch, frozenset(), Computation(logits_at_once=96)
-    )
+    results = run(policy, batch, logits_at_once=96)
     assert sizes == [0]  # the model's own output layer computes nothing
-    assert forward.policy.logps.grad_fn is not None
+    assert results["policy.logps"].grad_fn is not None
 
 
 class Recurrence(nn.Module):
@@ -382,7 +381,7 @@ class ScaledLogits(transformers.LlamaForCausalLM):
 def test_a_head_that_is_not_the_last_word_is_noticed():
     module = PreferenceModule(PolicyConfig(), losses={"dpo": DPOLoss()}, logits_at_once=1)
     module.attach(ScaledLogits(tiny_policy().config), ScaledLogits(tiny_policy().config))
-    assert module.objective.computation.own_logits
+    assert module.models.own_logits
     module.attach(tiny_policy())
-    assert not module.objective.computation.own_logits
+    assert not module.models.own_logits
     assert head_agrees(tiny_policy())

@@ -15,9 +15,8 @@ from lit_tidpo.models.policy import (
     LoraOptions,
     PolicyConfig,
     build_policy,
-    disable_dropout,
-    evaluating,
 )
+from lit_tidpo.models.quirks import disable_dropout, evaluating
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
@@ -82,14 +81,14 @@ def are_identical(model):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", list(WITH_DROPOUT))
-def test_g4_without_dropout_forwards_in_train_mode_are_identical(folder, family, attention):
+def test_without_dropout_forwards_in_train_mode_are_identical(folder, family, attention):
     """G4: dropout modules, numbers such as Llama's attention_dropout, and skipped layers."""
     config = {"path": folder(family), "attn_implementation": attention}
     assert are_identical(build_policy(PolicyConfig(**config)))
     assert not are_identical(build_policy(PolicyConfig(**config, disable_dropout=False)))
 
 
-def test_g4_dropout_that_is_read_from_the_config_in_every_forward():
+def test_dropout_that_is_read_from_the_config_in_every_forward():
     config = transformers.FalconConfig(
         vocab_size=48,
         hidden_size=32,
@@ -115,7 +114,7 @@ def filled_adapters(policy):
 
 @PEFT
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_g4_dropout_of_adapters_is_disabled_too(folder, family):
+def test_dropout_of_adapters_is_disabled_too(folder, family):
     """G4: the input of the adapters has a dropout of its own."""
     config = {"path": folder(family), "lora": LoraOptions(r=4, dropout=0.5)}
     policy = filled_adapters(build_policy(PolicyConfig(**config, disable_dropout=False)))
@@ -226,7 +225,7 @@ def test_adapters_are_what_is_trained(folder):
 
 
 @PEFT
-def test_g8_lora_with_activation_checkpointing_has_the_gradients_of_plain_lora(folder):
+def test_lora_with_activation_checkpointing_has_the_gradients_of_plain_lora(folder):
     """G8: not zero, and the same; with an anchor, whose reference runs before the backward."""
     gradients = []
     for checkpointing in (False, True):
@@ -273,12 +272,12 @@ def test_adapters_that_fit_no_layer_are_refused(folder):
         build_policy(PolicyConfig(path=folder("llama"), lora=lora))
 
 
-def test_n7_adapters_without_peft_are_refused_with_what_to_install(folder, monkeypatch):
+def test_adapters_without_peft_are_refused_with_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(InputError, match=r"pip install 'lit-tidpo\[lora\]'"):
         build_policy(PolicyConfig(path=folder("llama"), lora=LoraOptions()))
 
 
-def test_g10_a_seed_of_weights_that_are_not_drawn_is_refused():
+def test_a_seed_of_weights_that_are_not_drawn_is_refused():
     with pytest.raises(InputError, match="init_seed=1 has no effect"):
         PolicyConfig(path="anything", init_seed=1)

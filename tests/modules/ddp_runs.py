@@ -16,8 +16,8 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.sampling.generation import AnchorOptions
-from lit_tidpo.sampling.kept_anchors import AnchorCache
+from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.kept_samples import KeptSamples
 
 from .runs import (
     NO_TRIPLET,
@@ -38,15 +38,16 @@ class SpoiledDPO(DPOLoss):
     """DPO that is NaN in one call of one process."""
 
     def __init__(self, rank, call):
+        super().__init__()
         self.rank = rank
         self.call = call
         self.calls = 0
 
-    def loss(self, scores, beta):
+    def loss(self, context):
         self.calls += 1
         here = int(os.environ.get("LOCAL_RANK", "0")) == self.rank
         factor = torch.nan if here and self.calls == self.call else 1.0
-        return super().loss(scores, beta) * factor
+        return super().loss(context) * factor
 
 
 def preference(model_folder, devices, **options):
@@ -63,25 +64,25 @@ def cached(model_folder, devices, name, **options):
     return make_module(model_folder, losses=losses, reference_cache=folder, **options)
 
 
-class Forgetful(AnchorCache):
+class Forgetful(KeptSamples):
     """Anchors that one process loses before the second step of the first window."""
 
     def __init__(self, options, rank):
-        super().__init__(options)
+        super().__init__(Generation(options), options.reuse_steps)
         self.rank = rank
 
-    def lookup(self, batch, step):
+    def lookup(self, batch, count, step):
         if step == 1 and int(os.environ.get("LOCAL_RANK", "0")) == self.rank:
             self.rank = None
             return None
-        return super().lookup(batch, step)
+        return super().lookup(batch, count, step)
 
 
 def anchored(model_folder, devices):
     """The likeliest tokens do not depend on the process that samples them."""
     anchor = AnchorOptions(max_new_tokens=4, top_k=1, reuse_steps=2)
     module = make_module(model_folder, anchor=anchor)
-    module.anchor_cache = Forgetful(anchor, rank=devices - 1)
+    module.kept_samples = Forgetful(anchor, rank=devices - 1)
     return module
 
 
@@ -146,8 +147,9 @@ class Watcher(Callback):
         wrapped = trainer.strategy.model
         self.synchronised = sorted(name for name, _ in wrapped.named_parameters())
         inside = {id(parameter) for parameter in wrapped.parameters()}
-        reference = getattr(getattr(module, "reference", None), "model", None)
-        frozen = [] if reference is None else list(reference.parameters())
+        models = getattr(module, "_models", None)
+        others = [] if models is None else models.own[1:]
+        frozen = [parameter for model in others for parameter in model.parameters()]
         self.reference_inside = any(id(parameter) in inside for parameter in frozen)
         self.frozen = frozen
         self.frozen_before = whole(frozen)

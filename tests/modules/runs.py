@@ -119,6 +119,11 @@ def make_built(model_folder: str, **options) -> PreferenceModule:
     return module
 
 
+def reference_of(module):
+    """What the policy of a built module is compared with."""
+    return module.models.others["reference"]
+
+
 def quiet_trainer(**options) -> Trainer:
     """A Trainer on one CPU process that writes nothing."""
     quiet = {

@@ -79,7 +79,7 @@ def assert_follows(recorder, expected, losses, atol=2e-6):
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-def test_g1_one_batch_is_its_accumulated_parts(fit, micro):
+def test_one_batch_is_its_accumulated_parts(fit, micro):
     whole = fit({"batch_size": 8}, max_steps=1)
     parts = fit({"batch_size": micro}, max_steps=1, accumulate_grad_batches=8 // micro)
     (one,), (window,) = whole.rows, parts.rows
@@ -97,14 +97,14 @@ def test_g1_one_batch_is_its_accumulated_parts(fit, micro):
         pytest.param({"max_rows": 11, "streaming": True}, [[2, 2, 2, 2], [2, 1]], id="stream"),
     ],
 )
-def test_g2_each_step_is_the_mean_over_its_own_window(fit, by_hand, data, sizes):
+def test_each_step_is_the_mean_over_its_own_window(fit, by_hand, data, sizes):
     recorder = fit({"batch_size": 2, **data}, max_epochs=2, accumulate_grad_batches=4)
     assert [[len(rows) for rows in window] for window in recorder.rows] == sizes * 2
     assert_follows(recorder, *by_hand(recorder))
 
 
 @pytest.mark.parametrize("accumulated", [1, 4])
-def test_g2_the_mean_is_what_is_clipped(fit, by_hand, accumulated):
+def test_the_mean_is_what_is_clipped(fit, by_hand, accumulated):
     recorder = fit(
         {"batch_size": 2, "max_rows": 9},
         max_epochs=1,

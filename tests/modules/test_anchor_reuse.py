@@ -11,11 +11,9 @@ from torch.utils.data import DataLoader
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.modules import preference
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.sampling import kept_anchors
-from lit_tidpo.sampling.generation import AnchorOptions, sample_anchors
+from lit_tidpo.sampling.generation import AnchorOptions, Generation
 
 from .runs import QUIET, SGD, Recorder, assert_same, make_data, make_module, quiet_trainer
 
@@ -29,13 +27,14 @@ def spy(monkeypatch):
     """What was sampled, and what the steps used: step, whether in training, anchors by pair."""
     found = {"sampled": [], "used": []}
 
-    def sampled(policy, batch, options, synced=False):
-        anchors = sample_anchors(policy, batch, options, synced)
+    sample = Generation.sample
+
+    def sampled(sampler, *arguments):
+        anchors = sample(sampler, *arguments)
         found["sampled"].append(by_pair(anchors))
         return anchors
 
-    for module in (preference, kept_anchors):
-        monkeypatch.setattr(module, "sample_anchors", sampled)
+    monkeypatch.setattr(Generation, "sample", sampled)
     own = PreferenceModule._anchors
 
     def used(module, batch):
@@ -76,7 +75,7 @@ def test_anchors_of_one_step_are_those_sampled_at_that_step(fit, spy, monkeypatc
     monkeypatch.setattr(
         PreferenceModule,
         "_anchors",
-        lambda module, batch: sample_anchors(module.policy, batch, module.anchor),
+        lambda module, batch: Generation(module.anchor).sample(module.policy, batch),
     )
     assert_same(plain.parameters[-1], fit(max_steps=4).parameters[-1])
 
@@ -114,7 +113,7 @@ def test_reused_anchors_come_from_the_policy_at_the_start_of_the_window(source, 
     assert len(used) == 6
 
     def likeliest(policy):
-        anchors = [by_pair(sample_anchors(policy, batch, greedy)) for batch in batches]
+        anchors = [by_pair(Generation(greedy).sample(policy, batch)) for batch in batches]
         return {pair: row for part in anchors for pair, row in part.items()}
 
     assert used == likeliest(build_policy(PolicyConfig(path=model_folder)))

@@ -12,16 +12,15 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
-from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError
+from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.kept_logps import ReleasableReference
+from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import LoraOptions, build_policy
-from lit_tidpo.models.reference import Reference
-from lit_tidpo.objective import Objective
+from lit_tidpo.models.reference import BaseOfAdapters, FrozenModel
 
 from .runs import (
     LORA,
@@ -34,6 +33,7 @@ from .runs import (
     make_module,
     parameters,
     quiet_trainer,
+    reference_of,
     write_data,
     write_model,
 )
@@ -56,9 +56,9 @@ class RatioImportance(ImportanceEstimator):
 
     needs = frozenset({"reference.logps"})
 
-    def scores(self, forward):
-        ratios = forward.policy.logps - forward.reference.logps
-        return ratios.detach().abs() + forward.batch.response_mask * 0.1
+    def scores(self, results):
+        ratios = results.log_ratios
+        return ratios.detach().abs() + results.mask * 0.1
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,13 @@ def cache(tmp_path):
 def runs(monkeypatch):
     """The models that ran as the reference, one entry for each batch."""
     models = []
-    hand_out = Reference.active
+    for kind in (FrozenModel, BaseOfAdapters):
 
-    def counted(reference, policy, device):
-        models.append(reference.model)
-        return hand_out(reference, policy, device)
+        def counted(reference, policy, device, hand_out=kind.active):
+            models.append(reference.model)
+            return hand_out(reference, policy, device)
 
-    monkeypatch.setattr(Reference, "active", counted)
+        monkeypatch.setattr(kind, "active", counted)
     return models
 
 
@@ -165,8 +165,8 @@ def test_what_is_kept_are_the_log_probs_of_the_plain_formula(
 ):
     module = start(model_folder, reference=other, reference_cache=cache)
     quiet_trainer(limit_val_batches=1.0).validate(module, data, verbose=False)
-    found = module.cached_reference.lookup(batch)
-    model = build_policy(module._reference_config()).eval()
+    found = module.models.kept.lookup(batch)
+    model = build_policy(module._frozen(other)).eval()
     for row, ids in enumerate(batch.input_ids):
         prompt, length = int(batch.prompt_lengths[row]), int(batch.lengths[row])
         with torch.no_grad():
@@ -194,7 +194,11 @@ def test_nothing_is_computed_twice(model_folder, source, cache, other, runs):
     assert_same(second.parameters[-1], first.parameters[-1])
     assert len(folders(cache)) == 2
     # settings that the reference has nothing to do with
-    for options in ({"beta": 0.5}, {"seed": 3}, {"importance": UniformImportance()}):
+    for options in (
+        {"losses": {"p": WeightedDPOLoss(alpha=0, beta=0.5)}},
+        {"seed": 3},
+        {"importance": UniformImportance()},
+    ):
         assert train(**options)[1] == 0
     assert train(**ANCHORED)[1] == 3 * (3 + 2)  # the anchors' own, of each batch
     assert len(folders(cache)) == 2
@@ -206,7 +210,7 @@ def test_validation_and_test_compute_their_own(model_folder, source, cache, othe
     quiet = {"limit_val_batches": 1.0, "limit_test_batches": 1.0}
     (found,) = quiet_trainer(**quiet).validate(module, data, verbose=False)
     assert len(runs) == 2
-    assert module.reference.model is None
+    assert reference_of(module).model is None
     (tested,) = quiet_trainer(**quiet).test(module, data, verbose=False)
     assert len(runs) == 5
     live = start(model_folder, reference=other)
@@ -292,8 +296,8 @@ def test_a_run_that_stops_while_computing_leaves_nothing(model_folder, data, cac
             raise RuntimeError("out of memory")
         return run(*arguments)
 
-    run = Objective.run
-    monkeypatch.setattr(Objective, "run", fail)
+    run = Models.run_reference
+    monkeypatch.setattr(Models, "run_reference", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         fit(start(model_folder, reference_cache=cache), data, max_steps=1)
     assert not Path(cache).exists() or folders(cache) == []
@@ -303,13 +307,15 @@ def test_a_run_that_stops_while_computing_leaves_nothing(model_folder, data, cac
 
 
 def test_what_log_probs_cannot_give_is_refused(model_folder):
-    with pytest.raises(InputError, match=r"loss 'preference' needs 'kl'.*alpha=0.*leave"):
+    with pytest.raises(
+        InputError, match=r"loss 'preference' needs 'reference\.kl'.*alpha=0.*leave"
+    ):
         make_module(model_folder, reference_cache="cache")
     for need in ("embeddings", "final_logits", "label_logits", "attentions"):
         key = f"reference.{need}"
         estimator = RatioImportance()
         estimator.needs = frozenset({key, "reference.logps"})
-        with pytest.raises(InputError, match=f"importance RatioImportance needs '{key}', the "):
+        with pytest.raises(InputError, match=f"importance RatioImportance needs '{key}', "):
             start(model_folder, importance=estimator, reference_cache="cache")
         # where nobody asks for weights it does not run
         idle = {"losses": {"preference": DPOLoss()}, "importance": estimator}
@@ -331,7 +337,7 @@ def test_the_reference_is_gone_before_the_first_step(model_folder, data, cache):
 
     class Watcher(Callback):
         def on_train_start(self, trainer, module):
-            self.reference = weakref.ref(module.reference.model)
+            self.reference = weakref.ref(reference_of(module).model)
 
         def on_train_batch_start(self, *_):
             seen.append(self.reference())
@@ -339,7 +345,7 @@ def test_the_reference_is_gone_before_the_first_step(model_folder, data, cache):
     module = start(model_folder, reference_cache=cache)
     fit(module, data, callbacks=[Watcher()])
     assert seen == [None] * 3
-    assert module.reference.model is None
+    assert reference_of(module).model is None
 
 
 def test_predicting_after_training_runs_the_reference_as_it_was(model_folder, source, cache):
@@ -350,12 +356,12 @@ def test_predicting_after_training_runs_the_reference_as_it_was(model_folder, so
         return quiet_trainer().predict(module, data)
 
     for found, expected in zip(predicted(reference_cache=cache), predicted(), strict=True):
-        for role, scores in expected.scores.items():
-            torch.testing.assert_close(found.scores[role].kl, scores.kl, atol=1e-5, rtol=0)
-            assert scores.log_ratios.abs().max() > 1e-2
-            torch.testing.assert_close(
-                found.scores[role].log_ratios, scores.log_ratios, atol=1e-5, rtol=0
-            )
+        for role in expected.batch.roles:
+            ours, theirs = found.of_role(role), expected.of_role(role)
+            kl = ours["reference.kl"]
+            torch.testing.assert_close(kl, theirs["reference.kl"], atol=1e-5, rtol=0)
+            assert theirs.log_ratios.abs().max() > 1e-2
+            torch.testing.assert_close(ours.log_ratios, theirs.log_ratios, atol=1e-5, rtol=0)
 
 
 def test_data_that_come_after_training_meet_the_reference_as_it_was(model_folder, source, cache):
@@ -374,8 +380,7 @@ def test_attached_models_keep_their_reference(model_folder, data, cache):
     module = start(model_folder, reference_cache=cache)
     module.attach(build_policy(module.policy_config))
     found = fit(module, data)
-    assert module.reference.model is not None
-    assert not isinstance(module.reference, ReleasableReference)
+    assert reference_of(module).model is not None
     expected = fit(start(model_folder), data)
     assert_same(found.parameters[-1], expected.parameters[-1], atol=2e-6)
 
@@ -457,5 +462,5 @@ def test_rows_that_were_not_in_the_data_are_refused(model_folder, data, batch, c
     fit(module, data)
     with pytest.raises(InputError, match=r"no log-probs of pair 0 .*leave reference_cache out"):
         module(batch)
-    assert before.scores["chosen"].log_ratios.abs().max() < 1e-5
+    assert before.context["chosen"].log_ratios.abs().max() < 1e-5
     assert parameters(module)

@@ -35,7 +35,7 @@ def values(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_n3_two_processes_train_like_one(two_processes, model_folder, source, name):
+def test_two_processes_train_like_one(two_processes, model_folder, source, name):
     one = run(name, model_folder, source, devices=1)
     first, second = (found[name] for found in two_processes)
     assert len(one["train"]) == len(first["train"]) == STEPS

@@ -46,7 +46,7 @@ def fitted(model_folder, source, folder, policy, **options):
         pytest.param({"adapter": True}, id="adapter"),
     ],
 )
-def test_g9_an_export_reproduces_the_policy(model_folder, source, batch, adapter, tmp_path, policy):
+def test_an_export_reproduces_the_policy(model_folder, source, batch, adapter, tmp_path, policy):
     policy = {"adapter": adapter} if "adapter" in policy else policy
     checkpoint, module = fitted(model_folder, source, tmp_path / "saved", policy)
     folder = tmp_path / "exported"
@@ -69,7 +69,7 @@ def _ids(folder, text):
     return AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
 
 
-def test_g9_the_template_that_was_trained_with_travels(model_folder, source, tmp_path):
+def test_the_template_that_was_trained_with_travels(model_folder, source, tmp_path):
     template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
     module = make_module(model_folder, **NO_TRIPLET)
     data = make_data(source, model_folder, chat_template=template)
@@ -79,7 +79,7 @@ def test_g9_the_template_that_was_trained_with_travels(model_folder, source, tmp
     assert exported.chat_template == template
 
 
-def test_g9_generation_settings_travel(model_folder, source, tmp_path):
+def test_generation_settings_travel(model_folder, source, tmp_path):
     policy = AutoModelForCausalLM.from_pretrained(model_folder)
     policy.generation_config.update(eos_token_id=[2, 5], do_sample=True, temperature=0.6)
     start = tmp_path / "start"
@@ -92,7 +92,7 @@ def test_g9_generation_settings_travel(model_folder, source, tmp_path):
     assert settings.temperature == 0.6
 
 
-def test_g9_the_command_exports(model_folder, source, tmp_path):
+def test_the_command_exports(model_folder, source, tmp_path):
     module = SFTModule(PolicyConfig(path=model_folder), optimizer=SGD)
     fit(module, make_data(source, model_folder), tmp_path / "saved")
     folder = tmp_path / "exported"
@@ -160,7 +160,7 @@ def test_a_corrupt_checkpoint_stops_the_command_early(model_folder, source, tmp_
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_g9_merging_into_four_bits_is_refused():
+def test_merging_into_four_bits_is_refused():
     policy = SimpleNamespace(is_loaded_in_4bit=True, merge_and_unload=lambda: None)
     with pytest.raises(InputError, match="cannot be merged into a 4-bit base"):
         merge_adapters(policy)

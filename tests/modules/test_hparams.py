@@ -10,14 +10,18 @@ import torch
 import lit_tidpo.importance
 from lit_tidpo.cli import main
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional import dpo_loss, sequence_sum
 from lit_tidpo.importance.gradient_importance import GradientImportance
-from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.importance.hybrid_importance import HybridImportance
+from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior
+from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.sampling.generation import AnchorOptions
 
 from .runs import QUIET, SGD, every_step, make_module, quiet_trainer
@@ -26,14 +30,17 @@ pytestmark = QUIET
 
 # No option as it is by default.
 OPTIONS = {
-    "importance": GradientImportance("response_logp", norm="l2", exclude_target=True),
-    "weighting": Weighting(mix=0.4, prior="softmax", scale="sum"),
+    "importance": HybridImportance(
+        GradientImportance("response_logp", norm="l2", exclude_target=True),
+        SoftmaxPrior(),
+        mix=0.4,
+    ),
+    "weight_scale": "sum",
     "losses": {
-        "main": WeightedDPOLoss(alpha=0.2),
+        "main": WeightedDPOLoss(alpha=0.2, beta=0.2),
         "other": TripletLoss(margin=2.0, mean=True),
     },
     "loss_weights": {"other": 0.3},
-    "beta": 0.2,
     "anchor": AnchorOptions(source="chosen_prefix", prefix_fraction=0.25, max_new_tokens=4),
     "importance_every": 2,
     "non_finite": "skip",
@@ -51,14 +58,14 @@ def described(module):
     parts = {"importance": objective.importance, **objective.losses}
     (group,) = module.optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups
     return {
-        "parts": {name: (type(part), vars(part)) for name, part in parts.items()},
+        "parts": {name: as_plain_data(part) for name, part in parts.items()},
         "factors": objective.factors,
-        "weighting": objective.weighting,
-        "beta": objective.beta,
+        "scale": objective.scale,
+        "models": module.model_options,
         "policy": module.policy_config,
         "reference": module.reference_path,
         "anchor": module.anchor,
-        "importance_every": module.cache.refresh_every,
+        "importance_every": module.kept_weights.refresh_every,
         "non_finite": module.non_finite,
         "optimizer": {name: value for name, value in group.items() if name != "params"},
         "schedule": (module.lr_schedule, module.warmup_steps),
@@ -68,12 +75,7 @@ def described(module):
 
 def predicted(module, data):
     predictions = quiet_trainer().predict(module, data)
-    return [
-        value
-        for prediction in predictions
-        for scores in prediction.scores.values()
-        for value in (scores.policy_logps, scores.reference_logps, scores.weights)
-    ]
+    return [value for prediction in predictions for value in prediction.values.values()]
 
 
 def assert_equal_predictions(first, second, data):
@@ -107,9 +109,9 @@ def test_arguments_may_be_replaced(model_folder, data, tmp_path):
     module = make_module(model_folder, **OPTIONS)
     quiet_trainer(max_steps=1, **every_step(tmp_path)).fit(module, data)
     path = tmp_path / "step=1.ckpt"
-    loaded = PreferenceModule.load_from_checkpoint(path, beta=0.3)
-    assert loaded.objective.beta == 0.3
-    assert {**described(loaded), "beta": 0.2} == described(module)
+    loaded = PreferenceModule.load_from_checkpoint(path, weight_scale="max")
+    assert loaded.objective.scale == "max"
+    assert {**described(loaded), "scale": "sum"} == described(module)
 
 
 def test_sft(model_folder, data, tmp_path):
@@ -154,40 +156,48 @@ def run_command(model_folder, source, tmp_path):
 
 
 COMMAND = [
-    "--model.importance=gradient",
-    "--model.importance.norm=l2",
-    "--model.weighting.mix=0.4",
+    "--model.importance=hybrid",
+    "--model.importance.estimator=gradient",
+    "--model.importance.estimator.norm=l2",
+    "--model.importance.mix=0.4",
     '--model.losses={"main": "weighted_dpo", "other": {"class_path": "triplet", '
     '"init_args": {"margin": 2.0}}}',
     '--model.loss_weights={"other": 0.3}',
     "--model.policy.lora={r: 2, target_modules: [q_proj]}",
     "--model.optimizer=SGD",
     "--model.optimizer.lr=0.02",
-    "--model.beta=0.2",
+    "--model.losses.main.beta=0.2",
 ]
 
 
 def test_a_module_made_by_the_command(run_command, data, monkeypatch):
     path = run_command(*COMMAND)
     content = torch.load(path, weights_only=True)
-    assert (
-        content["hyper_parameters"]["importance"]["class_path"] == "lit_tidpo.importance.gradient"
-    )
-    monkeypatch.delattr(lit_tidpo.importance, "gradient")  # as in a fresh process
+    importance = content["hyper_parameters"]["importance"]
+    assert importance["class_path"] == "lit_tidpo.importance.hybrid"
+    inner = importance["init_args"]["estimator"]["class_path"]
+    assert inner == "lit_tidpo.importance.gradient"
+    for name in ("gradient", "hybrid"):
+        monkeypatch.delattr(lit_tidpo.importance, name)  # as in a fresh process
     loaded = PreferenceModule.load_from_checkpoint(path)
     found = described(loaded)
-    assert isinstance(loaded.objective.importance, GradientImportance)
-    assert loaded.objective.importance.norm == "l2"
+    importance = loaded.objective.importance
+    assert isinstance(importance, HybridImportance)
+    assert isinstance(importance.estimator, GradientImportance)
+    assert importance.estimator.norm == "l2"
+    assert importance.mix == 0.4
+    assert isinstance(importance.prior, GaussianPrior)
     assert isinstance(loaded.objective.losses["main"], WeightedDPOLoss)
     assert isinstance(loaded.objective.losses["other"], TripletLoss)
     assert loaded.objective.losses["other"].margin == 2.0
     assert found["factors"] == {"main": 1.0, "other": 0.3}
-    assert found["weighting"] == Weighting(mix=0.4)
+    assert found["scale"] == "mean"
     assert found["policy"].lora == LoraOptions(r=2, target_modules=["q_proj"])
     assert found["anchor"] == AnchorOptions(max_new_tokens=4)
     assert found["optimizer"]["lr"] == 0.02
-    assert found["beta"] == 0.2
-    assert PreferenceModule.load_from_checkpoint(path, beta=0.3).objective.beta == 0.3
+    assert loaded.objective.beta == 0.2
+    other = PreferenceModule.load_from_checkpoint(path, weight_scale="sum")
+    assert other.objective.scale == "sum"
     again = PreferenceModule.load_from_checkpoint(path)
     assert_equal_predictions(loaded, again, data)
     state = content["state_dict"]
@@ -195,7 +205,7 @@ def test_a_module_made_by_the_command(run_command, data, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-def test_n2_the_command_keeps_what_was_typed(run_command, source, model_folder, tmp_path, capsys):
+def test_the_command_keeps_what_was_typed(run_command, source, model_folder, tmp_path, capsys):
     path = run_command(*COMMAND)
     reported = []
     for beta in (0.2, 0.3):
@@ -211,7 +221,7 @@ def test_n2_the_command_keeps_what_was_typed(run_command, source, model_folder, 
                 f"--trainer.default_root_dir={tmp_path / str(beta)}",
                 "--model.anchor.max_new_tokens=4",
                 *COMMAND[:-1],
-                f"--model.beta={beta}",
+                f"--model.losses.main.beta={beta}",
             ]
         )
         line = next(row for row in capsys.readouterr().out.splitlines() if "rewards/margins" in row)
@@ -230,16 +240,22 @@ def test_a_component_that_forgets_its_arguments(model_folder):
         make_module(model_folder, losses={"preference": Forgetful(1.0)})
 
 
-class LearnedDPO(torch.nn.Module, DPOLoss):
+class LearnedDPO(torch.nn.Module, LossComponent):
     """DPO with a learned factor of beta."""
+
+    needs = DPOLoss.needs
 
     def __init__(self, start=1.0):
         super().__init__()
         self.start = start
         self.factor = torch.nn.Parameter(torch.tensor(start))
 
-    def loss(self, scores, beta):
-        return DPOLoss.loss(self, scores, beta * self.factor)
+    def loss(self, context):
+        sums = [
+            sequence_sum(context[role].log_ratios, context[role].mask)
+            for role in ("chosen", "rejected")
+        ]
+        return dpo_loss(sums[0] - sums[1], 0.1 * self.factor)
 
 
 def test_a_component_with_parameters_is_trained_and_saved(model_folder, data, tmp_path):
@@ -256,16 +272,16 @@ def test_a_component_with_parameters_is_trained_and_saved(model_folder, data, tm
 class Named(PreferenceModule):
     """A subclass with an argument of its own."""
 
-    def __init__(self, policy: PolicyConfig, label: str = "none", beta: float = 0.1):
-        super().__init__(policy, beta=beta, losses={"preference": DPOLoss()})
+    def __init__(self, policy: PolicyConfig, label: str = "none", seed: int = 0):
+        super().__init__(policy, seed=seed, losses={"preference": DPOLoss()})
         self.label = label
 
 
 def test_a_subclass(model_folder, data, tmp_path):
-    module = Named(PolicyConfig(path=model_folder), beta=0.4)
+    module = Named(PolicyConfig(path=model_folder), seed=4)
     quiet_trainer(max_steps=1, **every_step(tmp_path)).fit(module, data)
     loaded = Named.load_from_checkpoint(tmp_path / "step=1.ckpt", label="mine")
-    assert loaded.objective.beta == 0.4
+    assert loaded.seed == 4
     assert loaded.label == "mine"
 
 

@@ -19,6 +19,7 @@ from .runs import (
     logits,
     make_module,
     parameters,
+    reference_of,
 )
 
 pytestmark = QUIET
@@ -28,7 +29,7 @@ def is_adapter(name):
     return "lora_" in name
 
 
-def test_g7_adapters_move_and_the_base_is_the_reference(model_folder, data):
+def test_adapters_move_and_the_base_is_the_reference(model_folder, data):
     module = make_module(model_folder, policy=LORA, anchor=SHORT)
     recorder = fit(module, data)
     base = build_policy(PolicyConfig(path=model_folder))
@@ -46,22 +47,23 @@ def test_g7_adapters_move_and_the_base_is_the_reference(model_folder, data):
         name for name, parameter in module.named_parameters() if parameter.requires_grad
     } == set(recorder.gradients[-1])
     # one model serves as both: its log-probs as the reference are those of the base alone
-    assert module.reference.model is None
+    assert reference_of(module).model is None
     assert recorder.metrics[0]["train/rewards/chosen"] == 0.0
     (window,) = recorder.windows[-1]
     found = module(window)
-    assert found.scores["chosen"].log_ratios.abs().max() > 1e-3
+    assert found.context["chosen"].log_ratios.abs().max() > 1e-3
     alone = make_module(model_folder, **NO_TRIPLET)
     alone.configure_model()
     expected = alone(window)
     for role in ("chosen", "rejected"):
         torch.testing.assert_close(
-            found.scores[role].reference_logps, expected.scores[role].policy_logps.detach()
+            found.context[role]["reference.logps"],
+            expected.context[role]["policy.logps"].detach(),
         )
     assert all(child.training for child in module.policy.modules())
 
 
-def test_g7_a_separate_reference_gives_the_same_training(model_folder, data):
+def test_a_separate_reference_gives_the_same_training(model_folder, data):
     """Switching adapters off between the policy's forwards leaves its gradients alone."""
 
     def run(**options):
@@ -89,19 +91,19 @@ def test_adapters_resume(model_folder, data, tmp_path):
     rest = fit(resumed, data, ckpt_path=path, **options)
     assert rest.metrics == whole.metrics[2:]
     assert_same(rest.parameters[-1], whole.parameters[-1])
-    assert resumed.reference.model is None
+    assert reference_of(resumed).model is None
 
 
-def test_g7_going_on_with_an_adapter(model_folder, data, batch, adapter):
+def test_going_on_with_an_adapter(model_folder, data, batch, adapter):
     module = make_module(model_folder, policy={"adapter": adapter}, **NO_TRIPLET)
     recorder = fit(module, data)
     assert set(recorder.gradients[-1]) == {name for name in parameters(module) if is_adapter(name)}
     # the reference is the adapter as it was, not the base
     base = AutoModelForCausalLM.from_pretrained(model_folder)
     start = peft.PeftModel.from_pretrained(base, adapter).eval()
-    frozen = logits(module.reference.model, batch)
+    frozen = logits(reference_of(module).model, batch)
     torch.testing.assert_close(frozen, logits(start, batch))
-    assert not any(parameter.requires_grad for parameter in module.reference.model.parameters())
+    assert not any(parameter.requires_grad for parameter in reference_of(module).model.parameters())
     with start.disable_adapter():
         assert (frozen - logits(start, batch)).abs().max() > 0.1
     assert (frozen - logits(module.policy, batch)).abs().max() > 1e-3
@@ -109,7 +111,7 @@ def test_g7_going_on_with_an_adapter(model_folder, data, batch, adapter):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_g8_activation_checkpointing(model_folder, data, precision):
+def test_activation_checkpointing(model_folder, data, precision):
     def run(checkpointing):
         module = make_module(
             model_folder, policy={**LORA, "activation_checkpointing": checkpointing}, anchor=SHORT

@@ -20,15 +20,16 @@ from torch.utils.data import IterableDataset
 from lit_tidpo.data import PreferenceDataModule
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.hybrid_importance import HybridImportance
+from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior
 from lit_tidpo.importance.uniform_importance import UniformImportance
-from lit_tidpo.importance.weighting import Weighting
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.policy import LoraOptions, ModelOptions, PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.sampling.generation import AnchorOptions, sample_anchors
+from lit_tidpo.sampling.generation import AnchorOptions, Generation
 
 from .runs import (
     QUIET,
@@ -169,16 +170,40 @@ def positions_seen(part):
     return observed
 
 
-def weighted(world, options):
-    return weights(world, {"weighting": Weighting(**options)})
+def hybrid(world, options):
+    return weights(world, {"importance": HybridImportance(**options)})
+
+
+def gaussian(world, options):
+    return hybrid(world, {"prior": GaussianPrior(**options)})
 
 
 def reference_logps(world, options):
-    return module(world, options)(world.batch, 0).scores["chosen"].reference_logps.tolist()
+    context = module(world, options)(world.batch, 0).context
+    return context["chosen"]["reference.logps"].tolist()
 
 
-def components(world, options):
-    return sorted(module(world, options)(world.batch, 0).components)
+def losses(world, options):
+    return sorted(module(world, options)(world.batch, 0).losses)
+
+
+class Taught(UniformImportance):
+    """Asks for a further model."""
+
+    needs = frozenset({"teacher.logps"})
+
+    def scores(self, results):
+        return -results["teacher.logps"]
+
+
+def taught(world, options):
+    """Weights by a teacher of these options, of which there is one anyway."""
+    teacher = ModelOptions(**{"path": world.other, **options})
+    return weights(world, {"importance": Taught(), "models": {"teacher": teacher}})
+
+
+def taught_by(world, options):
+    return weights(world, {"importance": Taught(), **options})
 
 
 def anchored(world, options):
@@ -186,16 +211,15 @@ def anchored(world, options):
     losses = {"preference": DPOLoss(), "triplet": TripletLoss(margin=1e4)}
     base = {"losses": losses, "anchor": AnchorOptions(max_new_tokens=4)}
     made = module(world, {**base, **options})
-    made._trainer = SimpleNamespace(global_rank=0)
+    made._trainer = SimpleNamespace(global_rank=0, global_step=0)
     return made(world.batch, made._seed_of(0, 0, 0)).loss.tolist()
 
 
 def anchors(world, options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = sample_anchors(
-            world.policy, world.batch, AnchorOptions(**{"max_new_tokens": 8, **options})
-        )
+        sampler = Generation(AnchorOptions(**{"max_new_tokens": 8, **options}))
+        made = sampler.sample(world.policy, world.batch)
     return made.input_ids.tolist()
 
 
@@ -215,9 +239,9 @@ class Counted(GradientImportance):
         super().__init__()
         self.calls = 0
 
-    def scores(self, forward):
+    def scores(self, results):
         self.calls += 1
-        return super().scores(forward)
+        return super().scores(results)
 
 
 def estimator_calls(world, options):
@@ -228,8 +252,8 @@ def estimator_calls(world, options):
 
 
 class Spoiled(DPOLoss):
-    def loss(self, scores, beta):
-        return super().loss(scores, beta) * torch.nan
+    def loss(self, context):
+        return super().loss(context) * torch.nan
 
 
 def evaluated(world, options):
@@ -378,15 +402,21 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "dropout": Flip(lora(is_noisy), 0.5),
         "target_modules": Flip(lora(trained_parameters), ["q_proj"]),
     },
-    Weighting: {
-        "mix": Flip(weighted, 0.2),
-        "prior": Flip(weighted, "softmax"),
-        "prior_scale": Flip(weighted, "raw"),
-        "sigma_divisor": Flip(weighted, 8.0),
-        "scale": Flip(weighted, "max"),
-        "positions": Flip(weighted, "all"),
-        "temper": Flip(weighted, 0.5),
-        "clip": Flip(weighted, 1.2),
+    HybridImportance: {
+        "estimator": Flip(hybrid, UniformImportance()),
+        "prior": Flip(hybrid, SoftmaxPrior()),
+        "mix": Flip(hybrid, 0.2),
+        "positions": Flip(hybrid, "all"),
+    },
+    GaussianPrior: {
+        "sigma_divisor": Flip(gaussian, 8.0),
+        "raw": Flip(gaussian, True),
+    },
+    ModelOptions: {
+        "path": Flip(taught, of_world("model")),
+        "revision": Flip(taught, "v2", refused="revision='v2' applies to the Hub"),
+        "adapter": Flip(taught, of_world("adapter")),
+        "prompt": Flip(taught, "Be kind. "),
     },
     AnchorOptions: {
         "source": Flip(anchors, "chosen_prefix"),
@@ -402,10 +432,14 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "reference": Flip(reference_logps, None),
         "reference_cache": Flip(kept_folders, in_world(lambda world: str(world.tmp / "reference"))),
         "importance": Flip(weights, UniformImportance()),
-        "weighting": Flip(weights, Weighting(mix=0.1)),
-        "losses": Flip(components, {"plain": DPOLoss()}),
+        "models": Flip(
+            taught_by,
+            in_world(lambda world: {"teacher": ModelOptions(path=world.model)}),
+            {"models": in_world(lambda world: {"teacher": ModelOptions(path=world.other)})},
+        ),
+        "weight_scale": Flip(weights, "sum"),
+        "losses": Flip(losses, {"plain": DPOLoss()}),
         "loss_weights": Flip(loss, {"preference": 3.0}),
-        "beta": Flip(loss, 0.5),
         "anchor": Flip(anchored, AnchorOptions(max_new_tokens=2)),
         "importance_every": Flip(estimator_calls, 2),
         "evaluation": Flip(evaluated, "rewards"),
@@ -556,7 +590,7 @@ def test_every_field_has_a_flip():
         for name, flip in flips.items()
     ],
 )
-def test_g10_a_flipped_field_shows(world, name, flip):
+def test_a_flipped_field_shows(world, name, flip):
     def resolved(value):
         return value(world) if getattr(value, "needs_world", False) else value
 

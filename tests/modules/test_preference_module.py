@@ -8,7 +8,6 @@ from lightning.pytorch import Callback
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.attention_importance import AttentionImportance
-from lit_tidpo.importance.weighting import Weighting
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
@@ -24,19 +23,20 @@ from .runs import (
     make_data,
     make_module,
     quiet_trainer,
+    reference_of,
     write_model,
 )
 
 pytestmark = QUIET
 
 
-def test_n4_modes_and_the_reference(model_folder, data):
+def test_modes_and_the_reference(model_folder, data):
     modes = []
 
     class Watcher(Callback):
         def _watch(self, trainer, module, *_):
             policy = {child.training for child in module.policy.modules()}
-            reference = {child.training for child in module.reference.model.modules()}
+            reference = {child.training for child in reference_of(module).model.modules()}
             modes.append((policy, reference))
 
         on_train_batch_start = on_train_batch_end = _watch
@@ -49,21 +49,21 @@ def test_n4_modes_and_the_reference(model_folder, data):
     assert len(modes) == 12
     assert all(mode == ({True}, {False}) for mode in modes)
     start = build_policy(module.policy_config)
-    assert_same(module.reference.model.state_dict(), start.state_dict())
-    assert not any(frozen.requires_grad for frozen in module.reference.model.parameters())
+    assert_same(reference_of(module).model.state_dict(), start.state_dict())
+    assert not any(frozen.requires_grad for frozen in reference_of(module).model.parameters())
     assert any(
         not torch.equal(value, start.state_dict()[name])
         for name, value in module.policy.state_dict().items()
     )
-    policy, reference = module.policy, module.reference
+    policy, reference = module.policy, reference_of(module)
     module.configure_model()
     assert module.policy is policy
-    assert module.reference is reference
+    assert reference_of(module) is reference
 
 
 def test_the_reference_is_in_no_module_tree(model_folder):
     module = make_built(model_folder)
-    frozen = {id(parameter) for parameter in module.reference.model.parameters()}
+    frozen = {id(parameter) for parameter in reference_of(module).model.parameters()}
     assert frozen
     assert not any(id(parameter) in frozen for parameter in module.parameters())
     assert all(name.startswith("policy.") for name in module.state_dict())
@@ -75,11 +75,11 @@ def test_a_reference_of_its_own(model_folder, tmp_path, batch):
     expected = build_policy(PolicyConfig(path=other)).eval()
     with torch.no_grad():
         wanted = _response_sums(expected, batch)
-    found = module(batch).scores
+    found = module(batch).context
     for role in ("chosen", "rejected"):
-        sums = found[role].reference_logps.sum(-1)
+        sums = found[role]["reference.logps"].sum(-1)
         torch.testing.assert_close(sums, wanted[batch.rows(role)], atol=1e-4, rtol=0)
-        assert (sums - found[role].policy_logps.detach().sum(-1)).abs().min() > 1e-2
+        assert (sums - found[role]["policy.logps"].detach().sum(-1)).abs().min() > 1e-2
 
 
 def test_a_random_policy_may_have_a_trained_reference(model_folder, tmp_path):
@@ -87,7 +87,7 @@ def test_a_random_policy_may_have_a_trained_reference(model_folder, tmp_path):
     module = PreferenceModule(config, reference=write_model(tmp_path))
     module.configure_model()
     wanted = build_policy(PolicyConfig(path=str(tmp_path))).state_dict()
-    assert_same(module.reference.model.state_dict(), wanted)
+    assert_same(reference_of(module).model.state_dict(), wanted)
 
 
 def test_vocabularies_must_agree(model_folder, tmp_path):
@@ -118,7 +118,7 @@ def test_attached_models(model_folder, data, batch):
     assert policy.training
     assert not reference.training
     assert not any(parameter.requires_grad for parameter in reference.parameters())
-    assert module(batch).scores["chosen"].log_ratios.abs().max() > 0.1
+    assert module(batch).context["chosen"].log_ratios.abs().max() > 0.1
     quiet_trainer(max_steps=1).fit(module, data)
     assert module.policy is policy
 
@@ -141,15 +141,14 @@ def _by_hand(module, data):
     for position in range(len(loader.dataset)):
         batch = loader.collate_fn([loader.dataset[position]])
         sums = _response_sums(module.policy, batch).tolist()
-        frozen = _response_sums(module.reference.model, batch).tolist()
+        frozen = _response_sums(reference_of(module).model, batch).tolist()
         chosen, rejected = (now - then for now, then in zip(sums, frozen, strict=True))
-        outcome = module(batch)
-        weights = outcome.scores["chosen"].weights
-        assert weights is not None
+        found = module(batch)
+        weights = found.context["chosen"]["weights"]
         share = (weights / weights.sum()).max()
         rows.append(
             {
-                "loss/total": outcome.loss.item(),
+                "loss/total": found.loss.item(),
                 "rewards/chosen": 0.1 * chosen,
                 "rewards/margins": 0.1 * (chosen - rejected),
                 "rewards/accuracies": float(chosen > rejected),
@@ -168,7 +167,7 @@ def trained(model_folder, data):
     return module
 
 
-def test_w5_validation_is_the_mean_over_pairs(trained, source, model_folder):
+def test_validation_is_the_mean_over_pairs(trained, source, model_folder):
     data = make_data(source, model_folder, eval_batch_size=2)
     trainer = quiet_trainer(limit_val_batches=1.0)
     (validated,) = trainer.validate(trained, data, verbose=False)
@@ -200,22 +199,23 @@ def test_predict_tells_every_pair(trained, source, model_folder):
     with torch.no_grad():
         for prediction in predictions:
             sums = _response_sums(trained.policy, prediction.batch)
-            frozen = _response_sums(trained.reference.model, prediction.batch)
-            for role, scores in prediction.scores.items():
+            frozen = _response_sums(reference_of(trained).model, prediction.batch)
+            assert prediction.values.keys() >= {"reference.kl", "scores"}
+            assert not any(value.requires_grad for value in prediction.values.values())
+            for role in prediction.batch.roles:
+                results = prediction.of_role(role)
                 rows = prediction.batch.rows(role)
                 expected = sums[rows] - frozen[rows]
-                torch.testing.assert_close(scores.log_ratios.sum(-1), expected, atol=1e-4, rtol=0)
-                mean = scores.weights.sum(-1) / scores.mask.sum(-1)
+                torch.testing.assert_close(results.log_ratios.sum(-1), expected, atol=1e-4, rtol=0)
+                mean = results["weights"].sum(-1) / results.mask.sum(-1)
                 torch.testing.assert_close(mean, torch.ones_like(mean))
-                for value in (scores.policy_logps, scores.kl, scores.weights):
-                    assert not value.requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:model.importance and model.weighting have")
+@pytest.mark.filterwarnings("ignore:model.importance and model.weight_scale have")
 def test_predict_scores_though_no_loss_asks_for_weights(model_folder, data):
     module = make_module(model_folder, losses={"preference": DPOLoss()})
     (first, *_) = quiet_trainer().predict(module, data)
-    assert float(first.scores["chosen"].weights.std()) > 0
+    assert float(first.of_role("chosen")["weights"].std()) > 0
     module = make_module(
         model_folder, losses={"preference": DPOLoss()}, importance=AttentionImportance()
     )
@@ -251,7 +251,7 @@ UNWEIGHTED = {"loss/total", "loss/preference"} | {
         pytest.param({"losses": {"preference": DPOLoss()}}, UNWEIGHTED, id="DPO"),
     ],
 )
-def test_l11_names_that_are_logged(model_folder, data, options, names):
+def test_names_that_are_logged(model_folder, data, options, names):
     trainer = quiet_trainer(max_steps=3, limit_val_batches=1.0)
     trainer.fit(make_module(model_folder, **options), data)
     logged = set(trainer.callback_metrics)
@@ -275,7 +275,7 @@ def test_validation_leaves_training_alone(model_folder, data):
     [({"precision": "bf16-mixed"}, {}), ({}, {"dtype": "bfloat16"})],
     ids=["bf16-mixed", "bfloat16"],
 )
-def test_w8_half_precision(model_folder, data, trainer, policy):
+def test_half_precision(model_folder, data, trainer, policy):
     recorder = Recorder()
     module = make_module(model_folder, anchor=SHORT, policy=policy)
     quiet_trainer(max_steps=3, callbacks=[recorder], limit_val_batches=1.0, **trainer).fit(
@@ -305,7 +305,7 @@ def test_evaluation_by_rewards_alone_runs_no_estimator_and_samples_no_anchor(
 
     whole = validate()
     refuse = pytest.fail
-    monkeypatch.setattr("lit_tidpo.modules.preference.sample_anchors", refuse)
+    monkeypatch.setattr("lit_tidpo.sampling.generation.Generation.sample", refuse)
     monkeypatch.setattr("lit_tidpo.objective.Objective.weigh", refuse)
     rewards = validate(evaluation="rewards")
     assert {"val/rewards/accuracies", "val/logps/accuracies"} <= rewards.keys() < whole.keys()
@@ -316,10 +316,10 @@ def test_evaluation_by_rewards_alone_runs_no_estimator_and_samples_no_anchor(
     ("options", "warning"),
     [
         ({"anchor": AnchorOptions(max_new_tokens=3)}, "model.anchor has no effect"),
-        ({"weighting": Weighting(mix=0.5)}, "have an effect on predict alone"),
+        ({"weight_scale": "sum"}, "have an effect on predict alone"),
         ({"importance": AttentionImportance()}, "have an effect on predict alone"),
     ],
 )
-def test_g10_settings_that_no_loss_uses_are_told(model_folder, options, warning):
+def test_settings_that_no_loss_uses_are_told(model_folder, options, warning):
     with pytest.warns(UserWarning, match=warning):
         make_module(model_folder, losses={"dpo": DPOLoss()}, **options)

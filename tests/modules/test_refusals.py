@@ -44,7 +44,7 @@ def _strategy(kind):
         ("ddp_notebook", "ddp_fork returns a module without its trained policy"),
     ],
 )
-def test_n6_strategies_that_are_refused(model_folder, kind, reason):
+def test_strategies_that_are_refused(model_folder, kind, reason):
     module = make_module(model_folder)
     # FSDP and DeepSpeed cannot be made by a Trainer here
     stub = SimpleNamespace(strategy=_strategy(kind), precision_plugin=None)
@@ -53,7 +53,7 @@ def test_n6_strategies_that_are_refused(model_folder, kind, reason):
         module.setup("fit")
 
 
-def test_n6_models_that_cannot_be_attributed(model_folder):
+def test_models_that_cannot_be_attributed(model_folder):
     reentrant = tiny_policy()
     reentrant.activation_checkpointing_enable({"use_reentrant": True})
     with pytest.raises(InputError, match="reentrant activation checkpointing"):
@@ -97,7 +97,8 @@ def test_arguments_out_of_range_are_refused():
         ({"evaluation": "reward"}, "evaluation='reward': expected one of"),
         ({"layout": "shared"}, "layout='shared': expected one of"),
         ({"non_finite": "Raise"}, "non_finite='Raise': expected one of"),
-        ({"beta": 0.0}, "beta=0.0"),
+        ({"weight_scale": "total"}, "weight_scale='total': expected one of"),
+        ({"logits_at_once": 0}, "logits_at_once=0"),
         ({"loss_weights": {"tripelt": 0.1}}, "loss_weights names .'tripelt'."),
         ({"loss_weights": {"preference": 0, "triplet": 0}}, "every loss has the weight 0"),
     ]:

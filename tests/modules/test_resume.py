@@ -12,7 +12,16 @@ from lit_tidpo.models.policy import build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.sampling.generation import AnchorOptions
 
-from .runs import QUIET, Recorder, assert_same, every_step, make_data, make_module, quiet_trainer
+from .runs import (
+    QUIET,
+    Recorder,
+    assert_same,
+    every_step,
+    make_data,
+    make_module,
+    quiet_trainer,
+    reference_of,
+)
 
 pytestmark = QUIET
 
@@ -61,7 +70,7 @@ def fit(source, model_folder):
         ),
     ],
 )
-def test_g6_resuming_at_step_k_equals_the_uninterrupted_run(fit, tmp_path, options, stops):
+def test_resuming_at_step_k_equals_the_uninterrupted_run(fit, tmp_path, options, stops):
     whole, _ = fit(callbacks=every_step(tmp_path), **options)
     steps = len(whole.metrics)
     assert steps == (4 if "accumulate" in options else 6)
@@ -75,11 +84,11 @@ def test_g6_resuming_at_step_k_equals_the_uninterrupted_run(fit, tmp_path, optio
             assert_same(step, {name: expected[name] for name in step})
         assert_same(rest.parameters[-1], whole.parameters[-1])
         original = build_policy(module.policy_config)
-        assert_same(module.reference.model.state_dict(), original.state_dict())
+        assert_same(reference_of(module).model.state_dict(), original.state_dict())
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_g6_data_that_were_asked_for_before_the_restart_still_go_on(fit, tmp_path, monkeypatch):
+def test_data_that_were_asked_for_before_the_restart_still_go_on(fit, tmp_path, monkeypatch):
     """Asking the Trainer for the number of steps makes it start on the data."""
     whole, _ = fit(callbacks=every_step(tmp_path))
     configure = PreferenceModule.configure_optimizers
@@ -107,7 +116,7 @@ def test_what_resuming_repeats_does_count(fit, other):
     assert fit()[0].metrics[-1] != fit(**other)[0].metrics[-1]
 
 
-def test_g5_a_checkpoint_holds_the_policy_alone(fit, tmp_path):
+def test_a_checkpoint_holds_the_policy_alone(fit, tmp_path):
     _, module = fit(callbacks=every_step(tmp_path), importance_every=3)
     content = torch.load(tmp_path / "step=2.ckpt", weights_only=True)
     expected = {f"policy.{name}" for name in module.policy.state_dict()}
@@ -118,7 +127,7 @@ def test_g5_a_checkpoint_holds_the_policy_alone(fit, tmp_path):
     (optimized,) = module.trainer.optimizers[0].param_groups
     trained = {id(parameter) for parameter in optimized["params"]}
     assert trained == {id(parameter) for parameter in module.policy.parameters()}
-    assert not any(id(frozen) in trained for frozen in module.reference.model.parameters())
+    assert not any(id(frozen) in trained for frozen in reference_of(module).model.parameters())
 
 
 def test_a_run_goes_on_with_the_count_of_skipped_steps(fit, tmp_path):

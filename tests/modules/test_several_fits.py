@@ -13,10 +13,20 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.generation import AnchorOptions, Generation
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
-from .runs import NO_TRIPLET, QUIET, SGD, fit, make_data, make_module, quiet_trainer, write_data
+from .runs import (
+    NO_TRIPLET,
+    QUIET,
+    SGD,
+    fit,
+    make_data,
+    make_module,
+    quiet_trainer,
+    reference_of,
+    write_data,
+)
 
 pytestmark = QUIET
 
@@ -24,11 +34,11 @@ pytestmark = QUIET
 class MeanOne(WeightedDPOLoss):
     """Sees that weights belong to the responses at hand."""
 
-    def loss(self, scores, beta):
-        for tokens in scores.values():
-            means = (tokens.weights * tokens.mask).sum(-1) / tokens.mask.sum(-1)
+    def loss(self, context):
+        for tokens in context.values():
+            means = (tokens["weights"] * tokens.mask).sum(-1) / tokens.mask.sum(-1)
             torch.testing.assert_close(means, torch.ones_like(means))
-        return super().loss(scores, beta)
+        return super().loss(context)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +61,13 @@ def test_weights_are_those_of_the_data_at_hand(model_folder, source, other_sourc
 
 
 def test_anchors_are_those_of_the_data_at_hand(model_folder, source, other_source, monkeypatch):
-    import lit_tidpo.sampling.kept_anchors as kept
+    sample, prompts = Generation.sample, []
 
-    sample, prompts = kept.sample_anchors, []
-
-    def spy(policy, batch, *arguments):
+    def spy(sampler, policy, batch, *arguments):
         prompts.append(batch.input_ids)
-        return sample(policy, batch, *arguments)
+        return sample(sampler, policy, batch, *arguments)
 
-    monkeypatch.setattr(kept, "sample_anchors", spy)
+    monkeypatch.setattr(Generation, "sample", spy)
     module = make_module(model_folder, anchor=AnchorOptions(max_new_tokens=3, reuse_steps=3))
     for data in (source, other_source):
         fit(module, make_data(data, model_folder, lookahead=3))
@@ -110,7 +118,7 @@ def test_weights_before_training_are_of_all_data_by_the_starting_policy(model_fo
     module = make_module(model_folder, importance_every=0, **NO_TRIPLET)
     data = make_data(source, model_folder, batch_size=5, drop_last=True)  # of 12
     fit(module, data, max_epochs=2, max_steps=-1)
-    made_at = {pair: step for pair, (step, _) in module.cache._entries.items()}
+    made_at = {pair: step for pair, (step, _) in module.kept_weights._entries.items()}
     assert made_at == dict.fromkeys(range(12), 0)
 
 
@@ -127,8 +135,8 @@ def test_a_reference_that_moved_during_validation_can_serve_a_graph():
     model.to = lambda device: move(torch.float32)
     module = PreferenceModule(PolicyConfig(), losses={"dpo": DPOLoss()})
     module.attach(tiny_policy(), tiny_policy())
-    module.reference.model = model
-    with torch.inference_mode(), module.reference.active(module.policy, torch.device("cpu")):
+    reference_of(module).model = model
+    with torch.inference_mode(), reference_of(module).active(module.policy, torch.device("cpu")):
         pass
     assert not any(parameter.is_inference() for parameter in model.parameters())
 

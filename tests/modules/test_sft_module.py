@@ -102,7 +102,7 @@ def test_validation_weighs_every_token_alike(make, source, model_folder, batch_s
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # saved nothing on
-def test_g6_resuming_equals_the_uninterrupted_run(fit, make, tmp_path):
+def test_resuming_equals_the_uninterrupted_run(fit, make, tmp_path):
     options = {"policy": {"disable_dropout": False}, "lr_schedule": "linear", "warmup_steps": 1}
     trainer = {"max_epochs": 2, "gradient_clip_val": 1.0}
     whole = fit({}, module=make(**options), **trainer, **every_step(tmp_path))
@@ -121,7 +121,7 @@ def test_activation_checkpointing_changes_nothing(fit, make):
     assert_same(plain.gradients[-1], checkpointed.gradients[-1], atol=1e-7)
 
 
-def test_l7_a_loss_that_is_not_finite_stops(make, data):
+def test_a_loss_that_is_not_finite_stops(make, data):
     module = make()
     module.configure_model()
     with torch.no_grad():

@@ -11,7 +11,7 @@ from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.modules import preference
+from lit_tidpo.sampling.generation import Generation
 
 from .ddp_runs import SpoiledDPO
 from .runs import (
@@ -38,9 +38,9 @@ class CountedImportance(GradientImportance):
         super().__init__()
         self.calls = 0
 
-    def scores(self, forward):
+    def scores(self, results):
         self.calls += 1
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class States(Recorder):
@@ -68,7 +68,7 @@ class States(Recorder):
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD])
-def test_l7_a_skipped_step_moves_nothing(model_folder, source, optimizer, accumulated):
+def test_a_skipped_step_moves_nothing(model_folder, source, optimizer, accumulated):
     recorder = States()
     module = make_module(
         model_folder,
@@ -92,7 +92,7 @@ def test_l7_a_skipped_step_moves_nothing(model_folder, source, optimizer, accumu
     assert "train/skipped_steps" not in recorder.metrics[0]
 
 
-def test_l7_the_steps_after_a_skipped_one_are_as_usual(model_folder, data):
+def test_the_steps_after_a_skipped_one_are_as_usual(model_folder, data):
     def run(call):
         recorder = Recorder()
         module = make_module(
@@ -111,17 +111,17 @@ def test_l7_the_steps_after_a_skipped_one_are_as_usual(model_folder, data):
     assert_same(parameters(module), parameters(usual), atol=1e-7)
 
 
-def test_l7_by_default_it_raises(model_folder, data):
+def test_by_default_it_raises(model_folder, data):
     module = make_module(model_folder, losses={"preference": SpoiledDPO(rank=0, call=2)})
     with pytest.raises(NonFiniteError, match=r"loss 'preference' is NaN.*non_finite=skip"):
         quiet_trainer(max_steps=3).fit(module, data)
     assert module.skipped_steps == 0
 
 
-def test_l7_scores_that_are_not_finite_count_too(model_folder, data):
+def test_scores_that_are_not_finite_count_too(model_folder, data):
     class Spoiled(GradientImportance):
-        def scores(self, forward):
-            return super().scores(forward) * torch.inf
+        def scores(self, results):
+            return super().scores(results) * torch.inf
 
     module = make_module(model_folder, importance=Spoiled(), non_finite="skip", **NO_TRIPLET)
     before = make_built(model_folder)
@@ -147,17 +147,17 @@ def test_l7_scores_that_are_not_finite_count_too(model_folder, data):
         ),
     ],
 )
-def test_t5_anchors_are_sampled_only_where_they_count(
+def test_anchors_are_sampled_only_where_they_count(
     model_folder, data, monkeypatch, options, samples
 ):
     calls = []
-    sample = preference.sample_anchors
+    sample = Generation.sample
 
     def counted(*arguments, **keywords):
         calls.append(arguments)
         return sample(*arguments, **keywords)
 
-    monkeypatch.setattr(preference, "sample_anchors", counted)
+    monkeypatch.setattr(Generation, "sample", counted)
     module = make_module(model_folder, anchor=SHORT, **options)
     quiet_trainer(max_steps=2).fit(module, data)
     assert len(calls) == samples
@@ -199,7 +199,9 @@ def test_importance_once_is_that_of_the_start(model_folder, data):
     def weights(module):
         recorder = Recorder()
         quiet_trainer(max_epochs=2, callbacks=[recorder]).fit(module, data)
-        return [module.cache.lookup(window[0], step=0) for window in recorder.windows], recorder
+        return [
+            module.kept_weights.lookup(window[0], step=0) for window in recorder.windows
+        ], recorder
 
     module = make_module(model_folder, importance_every=0, **NO_TRIPLET)
     kept, recorder = weights(module)
@@ -210,15 +212,16 @@ def test_importance_once_is_that_of_the_start(model_folder, data):
     assert not torch.allclose(moved, kept[0])
 
 
-def test_n5_weights_do_not_depend_on_batch_mates(model_folder, source):
+def test_weights_do_not_depend_on_batch_mates(model_folder, source):
     def weights(batch_size):
         data = make_data(source, model_folder, eval_batch_size=batch_size)
         module = make_module(model_folder, **NO_TRIPLET)
         found = {}
         for prediction in quiet_trainer().predict(module, data):
-            for role, scores in prediction.scores.items():
+            for role in prediction.batch.roles:
+                results = prediction.of_role(role)
                 for pair, index in enumerate(prediction.batch.index.tolist()):
-                    found[role, index] = scores.weights[pair][scores.mask[pair]]
+                    found[role, index] = results["weights"][pair][results.mask[pair]]
         return found
 
     assert_same(weights(1), weights(5), atol=1e-5)
@@ -268,7 +271,7 @@ def test_two_runs_with_the_same_seed_are_identical(model_folder, data):
 
 
 @pytest.mark.filterwarnings("ignore:a batch is left out of the evaluation:UserWarning")
-def test_l7_validation_leaves_spoiled_batches_out_where_training_does(model_folder, data):
+def test_validation_leaves_spoiled_batches_out_where_training_does(model_folder, data):
     """The second of two batches: the first alone is reported."""
     losses = {"preference": SpoiledDPO(rank=0, call=2)}
     module = make_module(model_folder, losses=losses, non_finite="skip")

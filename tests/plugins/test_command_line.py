@@ -137,7 +137,7 @@ def test_the_commands_of_the_recipes_choose_their_components(capsys, tmp_path):
         printed(capsys, *shlex.split(command.replace("\\\n", " ")))["model"] for command in commands
     )
     divergence = {"class_path": "lit_tidpo.importance.divergence", "init_args": {"floor": 0.05}}
-    ipo = {"class_path": "lit_tidpo.losses.ipo", "init_args": {"weighted": True}}
+    ipo = {"class_path": "lit_tidpo.losses.ipo", "init_args": {"weighted": True, "beta": 0.1}}
     assert first["importance"] == divergence
     assert second["losses"] == {"preference": ipo}
 
@@ -190,11 +190,20 @@ def test_the_listing_shows_what_is_wrong_with_a_plugin_and_goes_on(capsys, site)
     assert listing["weighted_dpo"][5] == "ok"
 
 
-def test_the_listing_takes_no_arguments(capsys):
+@pytest.mark.parametrize("args", [["importance"], ["--needs", "importance"]])
+def test_the_listing_takes_no_other_arguments(capsys, args):
     with pytest.raises(SystemExit) as stopped:
-        main(["plugins", "importance"])
+        main(["plugins", *args])
     assert stopped.value.code == 2
-    assert "plugins takes no arguments" in capsys.readouterr().err
+    assert "plugins takes --needs or nothing" in capsys.readouterr().err
+
+
+def test_the_listing_shows_a_plugin_that_a_module_hides(capsys, site):
+    text = ESTIMATOR.format(name="Third")
+    site.add("thirds", modules={"thirds": text}, losses={"triplet_loss": "thirds:Third"})
+    main(["plugins"])
+    state = rows(capsys.readouterr().out)["triplet_loss"][5]
+    assert "has the name of the module lit_tidpo.losses.triplet_loss" in state
 
 
 POOR = {"poor_work": "raise OSError('no device')"}
@@ -248,7 +257,9 @@ def test_problems_of_one_run_are_forgotten_by_the_next(capsys, site):
 @pytest.mark.slow
 def test_a_shipped_configuration_with_another_estimator(capsys):
     config = f"--config={ROOT / 'configs' / 'quickstart.yaml'}"
-    args = ["--model.importance.model=reference", "--model.importance=attention"]
+    inner = "--model.importance.estimator"
+    args = [f"{inner}.model=reference", f"{inner}=attention"]
     model = printed(capsys, "fit", config, *args)["model"]
-    assert model["importance"]["init_args"]["model"] == "policy"
+    assert model["importance"]["init_args"]["estimator"]["init_args"]["model"] == "policy"
+    assert model["importance"]["init_args"]["mix"] == 0.7
     assert model["losses"]["triplet"]["class_path"] == "lit_tidpo.losses.triplet"

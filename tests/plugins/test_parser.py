@@ -1,28 +1,41 @@
 """Plugins on the command line: every way to name one, and what a change of class leaves behind."""
 
+import json
+
 import pytest
 import yaml
 from fake_distributions import ESTIMATOR, FakeSite
 from jsonargparse import ActionConfigFile, _typehints
 
+from lit_tidpo.errors import InputError
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
-from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, found
+from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, registered
 
 PLUGINS = {
     entry.name: (group, entry.value.replace(":", "."))
     for group in (IMPORTANCE, LOSSES)
-    for entry in found(group)
+    for entry in registered(group)
     if entry.dist.name == "lit-tidpo"
 }
-# one argument of each plugin that has any, with a value that is not its default
+# arguments of each plugin that has any, with values that are not its defaults
 ARGUMENTS = {
-    "gradient": ("norm", "l2"),
-    "detector": ("path", "builtin:detector"),
-    "attention": ("reduction", "max"),
-    "random": ("seed", 7),
-    "weighted_dpo": ("alpha", 0.25),
-    "triplet": ("margin", 2.5),
+    "gradient": {"norm": "l2"},
+    "gradient_times_input": {"target": "response_logp"},
+    "integrated_gradients": {"steps": 4},
+    "gradient_log_ratio": {"norm": "l2"},
+    "detector": {"path": "builtin:detector"},
+    "attention": {"reduction": "max"},
+    "log_ratio": {"offset": 0.25},
+    "random": {"seed": 7},
+    "hybrid": {"mix": 0.25},
+    "tempered": {"estimator": "uniform", "power": 0.5},
+    "clipped": {"estimator": "uniform", "limit": 2.5},
+    "relative": {"estimator": "uniform", "radius": 3},
+    "embedding_norm": {"estimator": "uniform", "model": "reference"},
+    "dpo": {"beta": 0.25},
+    "weighted_dpo": {"alpha": 0.25},
+    "triplet": {"margin": 2.5},
 }
 
 
@@ -33,14 +46,15 @@ def site(tmp_path, monkeypatch):
 
 @pytest.fixture
 def parse(monkeypatch):
-    """Parse options as the command does; gives what was parsed for the model."""
+    """Parse options as the command does; gives what was parsed for the model, or the model."""
 
-    def parse(*args, model=()):
+    def parse(*args, built=False):
         monkeypatch.setattr(PluginArgumentParser, "problems", load_named_plugins(args))
         parser = PluginArgumentParser()
         parser.add_argument("-c", "--config", action=ActionConfigFile)
         parser.add_lightning_class_args(PreferenceModule, "model")
-        return parser.parse_args(["--model.policy.path=some-model", *args]).model
+        parsed = parser.parse_args(["--model.policy.path=some-model", *args])
+        return parser.instantiate_classes(parsed).model if built else parsed.model
 
     return parse
 
@@ -81,39 +95,40 @@ def error_of(parse, capsys, *args):
     return capsys.readouterr().err.partition("error: ")[2]
 
 
-# N1: every plugin, every way to name it
+# Every plugin, every way to name it
 
 
-def check(model, name):
+def options(name, form="{}.{}={}"):
+    return [
+        form.format(option(name), argument, value)
+        for argument, value in ARGUMENTS.get(name, {}).items()
+    ]
+
+
+def check(model, name, class_path=None):
     component = chosen(model, name)
-    assert component.class_path == f"{PLUGINS[name][0]}.{name}"
-    if name in ARGUMENTS:
-        argument, value = ARGUMENTS[name]
-        assert component.init_args[argument] == value
+    assert component.class_path == (class_path or f"{PLUGINS[name][0]}.{name}")
+    for argument, value in ARGUMENTS.get(name, {}).items():
+        if argument == "estimator":
+            assert component.init_args.estimator.class_path == f"{IMPORTANCE}.{value}"
+        else:
+            assert component.init_args[argument] == value
 
 
-def test_there_is_an_argument_to_try_for_each_plugin_that_has_any():
-    assert set(PLUGINS) - set(ARGUMENTS) == {"uniform", "supplied", "log_ratio", "dpo"}
+def test_there_are_arguments_to_try_for_each_plugin_that_has_any():
+    assert set(PLUGINS) - set(ARGUMENTS) == {"uniform", "supplied"}
 
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_by_short_name_and_options(parse, name):
-    args = [option(name), name]
-    if name in ARGUMENTS:
-        args.append("{}.{}={}".format(option(name), *ARGUMENTS[name]))
-    check(parse(*args), name)
+    check(parse(option(name), name, *options(name)), name)
 
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_by_class_path_with_init_args(parse, name):
     path = PLUGINS[name][1]
-    args = [f"{option(name)}={path}"]
-    if name in ARGUMENTS:
-        args.append("{}.init_args.{}={}".format(option(name), *ARGUMENTS[name]))
-    component = chosen(parse(*args), name)
-    assert component.class_path == path
-    if name in ARGUMENTS:
-        assert component.init_args[ARGUMENTS[name][0]] == ARGUMENTS[name][1]
+    args = [f"{option(name)}={path}", *options(name, "{}.init_args.{}={}")]
+    check(parse(*args), name, path)
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["short", "as stored"])
@@ -122,7 +137,7 @@ def test_in_yaml(parse, config, name, stored):
     path = f"{PLUGINS[name][0]}.{name}" if stored else name
     if name not in ARGUMENTS:
         check(parse(config(**as_setting(name, path))), name)
-    value = {"class_path": path, "init_args": dict([ARGUMENTS[name]] if name in ARGUMENTS else [])}
+    value = {"class_path": path, "init_args": ARGUMENTS.get(name, {})}
     check(parse(config(**as_setting(name, value))), name)
 
 
@@ -134,15 +149,13 @@ def test_help_of_a_plugin_shows_its_options(parse, capsys, name):
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert f"Help for {help_option}.help={PLUGINS[name][0]}.{name}" in text
-    if name in ARGUMENTS:
-        assert f"{help_option}.{ARGUMENTS[name][0]}" in text
+    for argument in ARGUMENTS.get(name, {}):
+        assert f"{help_option}.{argument}" in text
 
 
 @pytest.mark.parametrize("name", PLUGINS)
 def test_a_printed_configuration_reads_back_as_the_same(parse, capsys, tmp_path, name):
-    args = [option(name), name]
-    if name in ARGUMENTS:
-        args.append("{}.{}={}".format(option(name), *ARGUMENTS[name]))
+    args = [option(name), name, *options(name)]
     with pytest.raises(SystemExit):
         parse(*args, "--print_config")
     (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
@@ -181,15 +194,15 @@ def test_a_plugin_called_like_its_class(parse, site):
 
 
 OUTER = """\
-from lit_tidpo.contracts import ImportanceEstimator
+from lit_tidpo.importance.base import ImportanceEstimator
 
 
 class Outer(ImportanceEstimator):
     def __init__(self, inner: ImportanceEstimator) -> None:
         self.inner = inner
 
-    def scores(self, forward):
-        return self.inner.scores(forward)
+    def scores(self, results):
+        return self.inner.scores(results)
 """
 
 
@@ -350,7 +363,7 @@ def test_a_configuration_in_a_configuration_is_read_from_its_folder(parse, site,
     assert model.importance.class_path == "lit_tidpo.importance.lazy"
 
 
-# N2: a change of class leaves nothing behind
+# A change of class leaves nothing behind
 
 OLD = {"class_path": "gradient", "init_args": {"model": "reference", "norm": "l2"}}
 DEFAULTS = {
@@ -412,9 +425,8 @@ def test_a_third_partys_estimator_inherits_nothing(parse, config, site):
 
 def test_another_loss_of_the_same_name_starts_afresh(parse, config, site):
     text = ESTIMATOR.format(name="Hinge").replace("ImportanceEstimator", "LossComponent")
-    text = text.replace("scores(self, forward)", "loss(self, scores, beta)").replace(
-        "own", "margin"
-    )
+    text = text.replace("importance.base", "losses.base").replace("own", "margin")
+    text = text.replace("scores(self, results)", "loss(self, context)")
     site.add("hinges", modules={"hinges": text}, losses={"hinge": "hinges:Hinge"})
     old = config(losses={"mine": {"class_path": "triplet", "init_args": {"margin": 9.0}}})
     assert parse(old, "--model.losses.mine=hinge").losses["mine"].init_args.margin == 1
@@ -453,3 +465,215 @@ def test_jsonargparse_has_the_rule_that_is_replaced_and_gets_it_back(parse, conf
     error_of(parse, capsys, "--model.importance=nothing")
     rule = _typehints.discard_init_args_on_class_path_change
     assert rule.__module__ == _typehints.__name__
+
+
+# Estimators in estimators
+
+GRADIENT = {"class_path": "gradient", "init_args": {"model": "reference", "norm": "l2"}}
+MIXED = {"class_path": "hybrid", "init_args": {"estimator": GRADIENT, "mix": 0.25}}
+
+
+def hybrid(**arguments):
+    return {"class_path": "hybrid", "init_args": arguments}
+
+
+@pytest.mark.parametrize("form", ["{}={}", "{} {}"])
+def test_short_names_all_the_way_down_on_the_command_line(parse, form):
+    choices = {
+        "importance": "hybrid",
+        "importance.mix": "0.5",
+        "importance.prior": "GaussianPrior",
+        "importance.prior.sigma_divisor": "8",
+        "importance.estimator": "tempered",
+        "importance.estimator.power": "0.25",
+        "importance.estimator.estimator": "gradient",
+        "importance.estimator.estimator.target": "response_logp",
+    }
+    args = [form.format(f"--model.{name}", value) for name, value in choices.items()]
+    importance = parse(*" ".join(args).split()).importance
+    assert importance.class_path == "lit_tidpo.importance.hybrid"
+    assert importance.init_args.mix == 0.5
+    assert importance.init_args.prior.class_path == "lit_tidpo.importance.priors.GaussianPrior"
+    assert importance.init_args.prior.init_args.sigma_divisor == 8.0
+    tempered = importance.init_args.estimator
+    assert tempered.class_path == "lit_tidpo.importance.tempered"
+    assert tempered.init_args.power == 0.25
+    gradient = tempered.init_args.estimator
+    assert gradient.class_path == "lit_tidpo.importance.gradient"
+    assert (gradient.init_args.target, gradient.init_args.norm) == ("response_logp", "l1")
+
+
+def test_short_names_all_the_way_down_in_yaml(parse, config):
+    tempered = {"class_path": "tempered", "init_args": {"estimator": "gradient", "power": 0.25}}
+    arguments = parse(
+        config(importance=hybrid(estimator=tempered, prior="SoftmaxPrior"))
+    ).importance.init_args
+    assert arguments.prior.class_path == "lit_tidpo.importance.priors.SoftmaxPrior"
+    assert arguments.estimator.class_path == "lit_tidpo.importance.tempered"
+    inner = arguments.estimator.init_args.estimator
+    assert inner.class_path == "lit_tidpo.importance.gradient"
+
+
+def test_a_third_partys_plugin_in_a_built_in_one(parse, config, site):
+    lazy(site, "lazy")
+    importance = parse(config(importance=hybrid(estimator="lazy"))).importance
+    assert importance.init_args.estimator.class_path == "lit_tidpo.importance.lazy"
+    assert importance.init_args.estimator.init_args.as_dict() == {"model": "mine", "own": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [hybrid(mix=1.0), hybrid(prior="SoftmaxPrior"), {"init_args": {"positions": "all"}}],
+    ids=["mix", "prior", "no class path"],
+)
+def test_a_later_configuration_of_the_outer_keeps_the_inner(parse, config, change):
+    arguments = parse(config(importance=MIXED), config(importance=change)).importance.init_args
+    inner = arguments.estimator.init_args
+    assert (inner.model, inner.norm) == ("reference", "l2")
+    assert arguments.mix == change["init_args"].get("mix", 0.25)
+
+
+@pytest.mark.parametrize(
+    "args", [["--model.importance.mix=0.5"], ["--model.importance=hybrid"]], ids=["option", "name"]
+)
+def test_options_of_the_outer_keep_the_inner(parse, config, args):
+    inner = parse(config(importance=MIXED), *args).importance.init_args.estimator.init_args
+    assert (inner.model, inner.norm) == ("reference", "l2")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model.importance.estimator.exclude_target=true"],
+        ["--model.importance.init_args.estimator.init_args.exclude_target=true"],
+        [
+            "--model.importance.estimator=gradient",
+            "--model.importance.estimator.exclude_target=true",
+        ],
+    ],
+    ids=["option", "init_args", "name"],
+)
+def test_options_of_the_inner_change_no_other_argument(parse, config, args):
+    arguments = parse(config(importance=MIXED), *args).importance.init_args
+    inner = arguments.estimator.init_args
+    assert (inner.model, inner.norm, inner.exclude_target) == ("reference", "l2", True)
+    assert arguments.mix == 0.25
+
+
+def test_another_inner_estimator_on_the_command_line_starts_afresh(parse, config):
+    arguments = parse(
+        config(importance=MIXED), "--model.importance.estimator=attention"
+    ).importance.init_args
+    assert arguments.estimator.init_args.as_dict() == DEFAULTS
+    assert arguments.mix == 0.25
+
+
+@pytest.mark.parametrize(
+    "value", ["attention", {"class_path": "attention", "init_args": {"layers": [1]}}]
+)
+def test_another_inner_estimator_in_a_later_configuration_starts_afresh(parse, config, value):
+    arguments = parse(
+        config(importance=MIXED), config(importance=hybrid(estimator=value))
+    ).importance.init_args
+    given = {} if isinstance(value, str) else value["init_args"]
+    assert arguments.estimator.init_args.as_dict() == DEFAULTS | given
+    assert arguments.mix == 0.25
+
+
+def test_another_outer_estimator_starts_afresh_with_its_inner_one(parse, config):
+    args = ["--model.importance=relative", "--model.importance.estimator=gradient"]
+    inner = parse(config(importance=MIXED), *args).importance.init_args.estimator
+    assert (inner.init_args.model, inner.init_args.norm) == ("policy", "l1")
+
+
+@pytest.mark.parametrize("in_yaml", [False, True])
+def test_another_prior_and_back_leaves_nothing(parse, config, in_yaml):
+    narrow = {"class_path": "GaussianPrior", "init_args": {"sigma_divisor": 8.0}}
+    names = ["SoftmaxPrior", "GaussianPrior"]
+    changes = [f"--model.importance.prior={name}" for name in names]
+    if in_yaml:
+        changes = [config(importance=hybrid(prior=name)) for name in names]
+    prior = parse(config(importance=hybrid(prior=narrow)), *changes).importance.init_args.prior
+    assert prior.init_args.sigma_divisor == 4.0
+
+
+def test_a_printed_configuration_of_nested_estimators_reads_back_as_the_same(
+    parse, capsys, config, tmp_path
+):
+    args = [config(importance=MIXED), "--model.importance.prior=SoftmaxPrior"]
+    with pytest.raises(SystemExit):
+        parse(*args, "--print_config")
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert parse(f"--config={tmp_path / 'printed.yaml'}") == parse(*args)
+
+
+def test_help_of_an_inner_estimator_shows_its_options(parse, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--model.importance=hybrid", "--model.importance.estimator.help=gradient")
+    assert stopped.value.code == 0
+    assert "estimator.exclude_target" in capsys.readouterr().out
+
+
+def test_an_unknown_inner_name_lists_the_known_once(parse, capsys):
+    error = error_of(parse, capsys, "--model.importance=hybrid", "--model.importance.prior=Normal")
+    assert "Normal" in error
+    args = ["--model.importance=hybrid", "--model.importance.estimator=gradiant"]
+    error = error_of(parse, capsys, *args)
+    assert "gradiant" in error
+    assert error.count("Known lit_tidpo.importance plugins") == 1
+
+
+def test_arguments_of_an_estimator_that_is_not_named_say_how_to_name_it(parse, capsys, config):
+    error = error_of(parse, capsys, "--model.importance.mix=0.5")
+    assert "Name the estimator before its arguments: --model.importance hybrid" in error
+    importance = parse(config(importance="hybrid"), "--model.importance.mix=0.5").importance
+    assert importance.init_args.mix == 0.5
+
+
+def test_further_models_by_name(parse, config):
+    options = {"path": "some/teacher", "revision": None, "adapter": None, "prompt": "Be brief."}
+    given = {name: value for name, value in options.items() if value is not None}
+    assert parse(config(models={"teacher": given})).models["teacher"].as_dict() == options
+    option = f"--model.models={json.dumps({'teacher': given})}"
+    assert parse(option).models["teacher"].as_dict() == options
+
+
+def test_an_option_that_the_inner_estimator_lacks_is_named(parse, capsys):
+    args = ["--model.importance=hybrid", "--model.importance.estimator=gradient"]
+    assert "'norn'" in error_of(parse, capsys, *args, "--model.importance.estimator.norn=l1")
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--model.importance=hybrid", "--model.importance.mix=2"], r"^mix=2\.0: expected"),
+        (
+            ["--model.importance.prior=GaussianPrior", "--model.importance.prior.sigma_divisor=0"],
+            r"^sigma_divisor=0\.0: expected",
+        ),
+        (["--model.losses.mine=dpo", "--model.losses.mine.beta=0"], r"^beta=0\.0: expected"),
+        (["--model.importance_every=-1"], "^importance_every=-1: expected"),
+    ],
+    ids=["estimator", "part of an estimator", "loss", "module"],
+)
+def test_what_a_component_refuses_is_told_in_its_own_words(parse, config, args, named):
+    with pytest.raises(InputError, match=named):
+        parse(config(importance="hybrid"), *args, built=True)
+
+
+def test_a_plugin_that_breaks_when_it_is_built_keeps_its_error(parse, site):
+    text = ESTIMATOR.format(name="Broken").replace("self.own = own", "raise ValueError('oh')")
+    site.add("broken", modules={"broken": text}, importance={"broken": "broken:Broken"})
+    with pytest.raises(ValueError, match="oh") as caught:
+        parse("--model.importance=broken", built=True)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_a_plugin_that_a_module_hides_gives_one_error_where_it_is_used(parse, capsys, site):
+    """``lit_tidpo.importance.base`` is imported already: the attribute is the module."""
+    text = ESTIMATOR.format(name="Third")
+    site.add("thirds", modules={"thirds": text}, importance={"base": "thirds:Third"})
+    error = error_of(parse, capsys, "--model.importance=base")
+    assert error.count("has the name of the module lit_tidpo.importance.base") == 1
+    model = parse("--model.importance=thirds.Third")  # the way out that the message names
+    assert model.importance.class_path == "thirds.Third"

@@ -9,18 +9,27 @@ from fake_distributions import ESTIMATOR, FakeSite
 
 import lit_tidpo.importance
 import lit_tidpo.losses
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError, PluginError
-from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, found, inspect, load
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.losses.base import LossComponent
+from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, inspect, load, registered
 
 BUILT_IN = {
     IMPORTANCE: {
         "attention",
+        "clipped",
         "detector",
+        "embedding_norm",
         "gradient",
+        "gradient_log_ratio",
+        "gradient_times_input",
+        "hybrid",
+        "integrated_gradients",
         "log_ratio",
         "random",
+        "relative",
         "supplied",
+        "tempered",
         "uniform",
     },
     LOSSES: {"dpo", "weighted_dpo", "triplet"},
@@ -43,7 +52,7 @@ def load_estimator(name):
     ("group", "base"), [(IMPORTANCE, ImportanceEstimator), (LOSSES, LossComponent)]
 )
 def test_the_built_in_plugins_are_found_and_load(group, base):
-    own = {entry.name for entry in found(group) if entry.dist.name == "lit-tidpo"}
+    own = {entry.name for entry in registered(group) if entry.dist.name == "lit-tidpo"}
     assert own == BUILT_IN[group]
     for name in own:
         assert issubclass(load(group, name, base), base)
@@ -61,7 +70,7 @@ def test_a_third_partys_plugin_is_found_and_loads(site):
 def test_entries_are_sorted_by_name_and_distribution(site):
     for name in ("zebra", "ant"):
         site.add(name, importance={"sorted_b": "m:A", "sorted_a": "m:A"})
-    entries = [(e.name, e.dist.name) for e in found(IMPORTANCE) if e.name.startswith("sorted")]
+    entries = [(e.name, e.dist.name) for e in registered(IMPORTANCE) if e.name.startswith("sorted")]
     assert entries == [
         ("sorted_a", "ant"),
         ("sorted_a", "zebra"),
@@ -116,6 +125,15 @@ def test_what_is_no_class_of_the_right_kind_is_refused(site, value):
         load_estimator("wrong")
 
 
+@pytest.mark.parametrize("name", ["base", "priors", "kept_weights", "gradient_importance"])
+def test_a_plugin_that_a_module_of_the_group_would_hide_is_refused(site, name):
+    """``lit_tidpo.importance.base`` is a module already."""
+    text = ESTIMATOR.format(name="Third")
+    site.add("thirds", modules={"thirds": text}, importance={name: "thirds:Third"})
+    with pytest.raises(PluginError, match=rf"'{name}'.*thirds 1\.0.*module {IMPORTANCE}\.{name}"):
+        load_estimator(name)
+
+
 def test_a_name_registered_twice_names_both_distributions(site):
     for name, version in (("first", "1.0"), ("second", "2.0")):
         site.add(
@@ -153,8 +171,8 @@ def test_nothing_is_imported_until_it_is_used(site):
         [
             "import sys",
             "import lit_tidpo.importance, lit_tidpo.losses",
-            "from lit_tidpo.plugins.registry import IMPORTANCE, found",
-            "names = [entry.name for entry in found(IMPORTANCE)]",
+            "from lit_tidpo.plugins.registry import IMPORTANCE, registered",
+            "names = [entry.name for entry in registered(IMPORTANCE)]",
             "lit_tidpo.importance.uniform",
             "print('lazy_one' in names, 'lazy' in sys.modules)",
             "print('lit_tidpo.importance.uniform_importance' in sys.modules)",
@@ -266,7 +284,7 @@ def test_a_plugin_that_ends_the_program_is_named_and_the_program_goes_on(site):
 
 def test_a_plugin_that_could_not_be_chosen_is_not_ok(site):
     unfinished = (
-        "from lit_tidpo.contracts import ImportanceEstimator\n\n\n"
+        "from lit_tidpo.importance.base import ImportanceEstimator\n\n\n"
         "class Unfinished(ImportanceEstimator):\n    pass\n"
     )
     modules = {"halves": unfinished, "hyphens": ESTIMATOR.format(name="A")}

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from model_runs import run
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
@@ -21,18 +22,20 @@ from transformers import (
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.metrics.quantities import outcome_quantities
-from lit_tidpo.models.forward import run_models
+from lit_tidpo.metrics.quantities import objective_quantities
 from lit_tidpo.models.policy import PolicyConfig
-from lit_tidpo.models.reference import Reference
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions, sample_anchors
+from lit_tidpo.sampling.generation import AnchorOptions, Generation
 from lit_tidpo.structures import ResponseBatch
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 FAMILIES = ["llama", "gpt2"]
 GREEDY = AnchorOptions(max_new_tokens=8, top_k=1)
 END = 2
+
+
+def sample_anchors(policy, batch, options, **more):
+    return Generation(options).sample(policy, batch, **more)
 
 
 def tokens(batch, row):
@@ -72,7 +75,7 @@ def greedy_continuation(policy, ids, count):
 
 @pytest.mark.parametrize("source", ["prompt", "chosen_prefix"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_t1_the_likeliest_anchor_is_that_of_each_row_alone(family, source):
+def test_the_likeliest_anchor_is_that_of_each_row_alone(family, source):
     """T1: left padding during generation moves no position, absolute ones included."""
     policy = tiny_policy(family)
     options = dataclasses.replace(GREEDY, source=source)
@@ -88,7 +91,7 @@ def test_t1_the_likeliest_anchor_is_that_of_each_row_alone(family, source):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_t1_log_ratios_of_anchors_are_those_of_the_unpadded_rows(family):
+def test_log_ratios_of_anchors_are_those_of_the_unpadded_rows(family):
     """T1: anchors of various lengths behind prompts of various lengths, re-packed to the right."""
     policy, reference = tiny_policy(family), tiny_policy(family, seed=1)
     torch.manual_seed(2)
@@ -97,8 +100,7 @@ def test_t1_log_ratios_of_anchors_are_those_of_the_unpadded_rows(family):
     new = anchors.lengths - anchors.prompt_lengths
     assert new.min() < 24
     assert new.max() == 24  # some ended, some were cut
-    forward = run_models(policy, Reference(reference), anchors, frozenset({"reference.logps"}))
-    ours = forward.policy.logps - forward.reference.logps
+    ours = run(policy, anchors, {"reference.logps"}, reference).log_ratios
     for row in range(8):
         ids = torch.tensor([tokens(anchors, row)])
         logps = [model(ids).logits[0].log_softmax(-1) for model in (policy, reference)]
@@ -124,7 +126,7 @@ def fake_generate(policy, monkeypatch, new_tokens):
 
 
 @pytest.mark.parametrize("pad", [0, END])
-def test_t2_an_anchor_goes_up_to_and_including_its_first_end(monkeypatch, pad):
+def test_an_anchor_goes_up_to_and_including_its_first_end(monkeypatch, pad):
     """T2: also where padding is the end-of-sequence token itself."""
     policy = tiny_policy()
     policy.generation_config.pad_token_id = pad
@@ -142,7 +144,7 @@ def test_t2_an_anchor_goes_up_to_and_including_its_first_end(monkeypatch, pad):
     assert anchors.index.tolist() == [10, 11, 12]
 
 
-def test_t2_any_of_several_ends_counts(monkeypatch):
+def test_any_of_several_ends_counts(monkeypatch):
     policy = tiny_policy()
     policy.generation_config.eos_token_id = [END, 7]
     fake_generate(policy, monkeypatch, [[9, 7, END, 0], [END, 7, 9, 9], [9, 9, 9, 7]])
@@ -150,7 +152,7 @@ def test_t2_any_of_several_ends_counts(monkeypatch):
     assert (anchors.lengths - anchors.prompt_lengths).tolist() == [2, 1, 4]
 
 
-def test_t2_without_any_end_all_tokens_count(monkeypatch):
+def test_without_any_end_all_tokens_count(monkeypatch):
     policy = tiny_policy()
     policy.generation_config.eos_token_id = policy.config.eos_token_id = None
     fake_generate(policy, monkeypatch, [[9, 2], [9, 0], [0, 0]])
@@ -163,7 +165,7 @@ def test_generation_gets_left_padded_prompts_and_every_option(monkeypatch):
     policy = tiny_policy()
     calls = fake_generate(policy, monkeypatch, [[9], [9], [9]])
     options = AnchorOptions(max_new_tokens=5, temperature=0.6, top_k=7, top_p=0.8)
-    sample_anchors(policy, BATCH, options, synced=True)
+    sample_anchors(policy, BATCH, options, on_any_rank=bool)
     (call,) = calls
     assert call["input_ids"].tolist() == [[0, 0, 5, 6], [7, 8, 9, 10], [0, 11, 12, 13]]
     assert call["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]]
@@ -236,7 +238,7 @@ def test_an_anchor_comes_from_the_policy_as_it_is(setting):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_t3_generation_runs_in_eval_mode_and_restores_each_modules_own(monkeypatch, fails):
+def test_generation_runs_in_eval_mode_and_restores_each_modules_own(monkeypatch, fails):
     """T3: without a graph; modes come back even after an error."""
     policy = tiny_policy()
     policy.model.layers[0].eval()
@@ -261,7 +263,7 @@ def sampled(policy, seed):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_t3_the_same_seed_samples_the_same_anchors(family):
+def test_the_same_seed_samples_the_same_anchors(family):
     """T3: and another seed others."""
     policy = tiny_policy(family)
     first, again, other = (sampled(policy, seed) for seed in (1, 1, 2))
@@ -273,7 +275,7 @@ def test_t3_the_same_seed_samples_the_same_anchors(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_t3_activation_checkpointing_changes_no_anchor_and_the_cache_is_used(family):
+def test_activation_checkpointing_changes_no_anchor_and_the_cache_is_used(family):
     """T3: after the prompts, each step runs one token per row."""
     policy = tiny_policy(family)
     expected = sampled(policy, 1)
@@ -328,7 +330,7 @@ def test_anchors_are_the_policys_where_it_takes_no_cache_of_fixed_size(family):
         assert tokens(anchors, row) == greedy_continuation(policy, prompt, 8)
 
 
-def test_t3_policy_and_its_settings_stay_as_they_are():
+def test_policy_and_its_settings_stay_as_they_are():
     policy = tiny_policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     attributes = set(vars(policy))
@@ -422,7 +424,7 @@ def module_with(gamma, policy):
 
 
 @pytest.mark.filterwarnings("ignore:model.anchor has no effect")
-def test_t5_gamma_zero_generates_nothing(monkeypatch):
+def test_gamma_zero_generates_nothing(monkeypatch):
     """T5: and a failure of generation goes through; nothing takes the anchor's place."""
     policy = tiny_policy()
 
@@ -430,27 +432,61 @@ def test_t5_gamma_zero_generates_nothing(monkeypatch):
         raise RuntimeError("generation is broken")
 
     monkeypatch.setattr(policy, "generate", generate)
-    outcome = module_with(0.0, policy)(tiny_batch(), sampling_seed=1)
-    assert outcome.components.keys() == {"preference"}
-    assert "anchor" not in outcome.scores
+    found = module_with(0.0, policy)(tiny_batch(), sampling_seed=1)
+    assert found.losses.keys() == {"preference"}
+    assert "anchor" not in found.context
     with pytest.raises(RuntimeError, match="generation is broken"):
         module_with(0.1, policy)(tiny_batch(), sampling_seed=1)
 
 
-def test_t5_empty_anchors_are_counted(monkeypatch):
+def test_empty_anchors_are_counted(monkeypatch):
     """T5: an anchor that is an end-of-sequence token and no more."""
     policy = tiny_policy()
     fake_generate(policy, monkeypatch, [[END, 0, 0], [9, END, 0], [9, 9, 9]])
-    outcome = module_with(0.1, policy)(BATCH, sampling_seed=1)
-    quantities = outcome_quantities(outcome, beta=0.1)
+    found = module_with(0.1, policy)(BATCH, sampling_seed=1)
+    quantities = objective_quantities(found, beta=0.1)
     assert quantities["anchor/empty"].tolist() == [1.0, 0.0, 0.0]
     assert quantities["anchor/length"].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("source", ["prompt", "chosen_prefix"])
+def test_several_responses_for_each_prompt_are_rows_of_their_own_roles(source):
+    policy, batch = tiny_policy(), tiny_batch(pairs=4)
+    options = AnchorOptions(max_new_tokens=12, temperature=2.0, source=source)
+    torch.manual_seed(3)
+    found = Generation(options).sample(policy, batch, count=3)
+    assert found.roles == ("anchor_1", "anchor_2", "anchor_3")
+    assert found.size == 4
+    assert len(found.input_ids) == 12
+    responses = {}
+    for role in found.roles:
+        part = found.role(role)
+        for row in range(4):
+            start = int(batch.prompt_lengths[row])
+            assert int(part.prompt_lengths[row]) == start
+            assert tokens(part, row)[:start] == tokens(batch, row)[:start]
+            responses.setdefault(row, set()).add(tuple(tokens(part, row)))
+    assert max(map(len, responses.values())) == 3  # they are drawn one by one
+
+
+def test_sampling_runs_the_models_own_attention_and_leaves_ours_in_place():
+    from lit_tidpo.models.packing import PACKED_ATTENTION, use_packed_attention
+
+    policy, plain, seen = tiny_policy(), tiny_policy(), []
+    assert use_packed_attention(policy)
+    policy.model.register_forward_pre_hook(
+        lambda *_: seen.append(policy.config._attn_implementation)
+    )
+    ours = sampled(policy, 1)
+    assert torch.equal(ours.input_ids, sampled(plain, 1).input_ids)
+    assert set(seen) == {"sdpa"}
+    assert policy.config._attn_implementation == PACKED_ATTENTION
 
 
 def test_anchors_of_a_step_depend_on_its_seed_and_leave_the_global_generator_alone():
     module, batch = module_with(0.1, tiny_policy()), tiny_batch()
     state = torch.get_rng_state()
-    first, again, other = (module(batch, seed).components["triplet"] for seed in (1, 1, 2))
+    first, again, other = (module(batch, seed).losses["triplet"] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from lit_tidpo.contracts import ImportanceEstimator, LossComponent
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional import sequence_sum
+from lit_tidpo.importance.base import CombinedImportance, ImportanceEstimator, checked_scores
+from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.uniform_importance import UniformImportance
+from lit_tidpo.losses.base import LossComponent, LossValues
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
@@ -39,104 +44,104 @@ class Surprisal(ImportanceEstimator):
 
     needs = frozenset({"policy.embeddings"})
 
-    def scores(self, forward):
-        return -forward.policy.logps
+    def scores(self, results):
+        return -results["policy.logps"]
 
 
 class WrongShape(Surprisal):
-    def scores(self, forward):
-        return super().scores(forward)[:, 1:]
+    def scores(self, results):
+        return super().scores(results)[:, 1:]
 
 
 class Negative(Surprisal):
-    def scores(self, forward):
-        return forward.policy.logps
+    def scores(self, results):
+        return results["policy.logps"]
 
 
 class NotANumber(Surprisal):
-    def scores(self, forward):
-        return super().scores(forward) * torch.nan
+    def scores(self, results):
+        return super().scores(results) * torch.nan
 
 
 class Infinite(Surprisal):
-    def scores(self, forward):
-        return super().scores(forward) + torch.inf
+    def scores(self, results):
+        return super().scores(results) + torch.inf
 
 
 class DependsOnBatchMates(Surprisal):
-    def scores(self, forward):
-        scores = super().scores(forward)
+    def scores(self, results):
+        scores = super().scores(results)
         return scores / scores.mean()
 
 
 class DependsOnTheLargestOfTheBatch(Surprisal):
-    def scores(self, forward):
-        scores = super().scores(forward)
+    def scores(self, results):
+        scores = super().scores(results)
         return scores / scores.max()
 
 
 class TinyAndDependsOnBatchMates(DependsOnBatchMates):
-    def scores(self, forward):
-        return 1e-5 * super().scores(forward)
+    def scores(self, results):
+        return 1e-5 * super().scores(results)
 
 
 class DependsOnPadding(Surprisal):
-    def scores(self, forward):
-        return super().scores(forward) + forward.batch.input_ids.shape[1]
+    def scores(self, results):
+        return super().scores(results) + results.batch.input_ids.shape[1]
 
 
 class LeavesGradients(Surprisal):
-    def scores(self, forward):
-        forward.policy.logps.sum().backward(retain_graph=True)
-        return super().scores(forward)
+    def scores(self, results):
+        results["policy.logps"].sum().backward(retain_graph=True)
+        return super().scores(results)
 
 
 class ClearsGradients(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[0].model.embed_tokens.weight.grad = None
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class ChangesParameters(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[0].model.embed_tokens.weight.data.add_(1.0)
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class FreezesParameters(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[0].model.embed_tokens.requires_grad_(False)
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class ChangesMode(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[0].eval()
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class ChangesTheModeOfTheReference(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[1].train()
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class ChangesTheCacheSetting(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[0].config.use_cache = not MODELS[0].config.use_cache
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class LeavesAHook(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         MODELS[0].model.norm.register_forward_hook(lambda *_: None)
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class DrawsFromTheGlobalGenerator(Surprisal):
-    def scores(self, forward):
+    def scores(self, results):
         torch.rand(1)
-        return super().scores(forward)
+        return super().scores(results)
 
 
 class ForgetsItsArgument(Surprisal):
@@ -155,10 +160,6 @@ def test_a_sound_estimator_passes():
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        (WrongShape, r"WrongShape: shape \(6, 15\), expected \(6, 16\)"),
-        (Negative, "scores are negative"),
-        (NotANumber, "NaN or infinite"),
-        (Infinite, "NaN or infinite"),
         (DependsOnBatchMates, "depend on other rows or on padding"),
         (DependsOnTheLargestOfTheBatch, "depend on other rows or on padding"),
         (TinyAndDependsOnBatchMates, "depend on other rows or on padding"),
@@ -174,7 +175,7 @@ def test_a_sound_estimator_passes():
         (DrawsFromTheGlobalGenerator, "draws from the global generator"),
     ],
 )
-def test_w3_n5_a_broken_estimator_is_told_what_does_not_hold(broken, reason):
+def test_a_broken_estimator_is_told_what_does_not_hold(broken, reason):
     """W1, W3, N5: what plugins are held to is what the built-in estimators are held to."""
     with pytest.raises(AssertionError, match=reason):
         check_importance_estimator(broken())
@@ -184,12 +185,109 @@ def test_w3_n5_a_broken_estimator_is_told_what_does_not_hold(broken, reason):
     ("broken", "reason"),
     [
         (ForgetsItsArgument, r"does not keep its arguments \['power'\]"),
-        (AsksForTheUnknown, r"needs \['policy.gradients'\]"),
+        (AsksForTheUnknown, "needs 'policy.gradients'"),
+        (WrongShape, r"WrongShape have the shape \(6, 15\); expected \(6, 16\)"),
+        (Negative, "Negative must not be negative"),
+        (NotANumber, "NaN or infinite"),
+        (Infinite, "NaN or infinite"),
     ],
 )
 def test_an_estimator_that_no_module_would_take_is_refused(broken, reason):
     with pytest.raises(InputError, match=reason):
         check_importance_estimator(broken())
+
+
+class Difference(CombinedImportance):
+    """What one estimator scores more than another: signed."""
+
+    signed = True
+
+    def __init__(self, one, other):
+        self.one = one
+        self.other = other
+
+    def scores(self, results):
+        return checked_scores(self.one, results) - checked_scores(self.other, results)
+
+
+class ShareOfTheGroup(Surprisal):
+    """Surprisal relative to that of the partner response."""
+
+    looks_at = "group"
+
+    def scores(self, results):
+        total = sequence_sum(super().scores(results), results.mask)
+        table, _ = results.batch.by_prompt(total)
+        return super().scores(results) / results.batch.of_rows(table.sum(-1)).unsqueeze(-1)
+
+
+class ShareOfTheGroupUnsaid(ShareOfTheGroup):
+    looks_at = "row"
+
+
+class Teacher(ImportanceEstimator):
+    needs = frozenset({"teacher.logps", "rewards", "behaviour_logps"})
+
+    def scores(self, results):
+        return -results["teacher.logps"] * results["rewards"].unsqueeze(-1)
+
+
+class Learned(nn.Module, ImportanceEstimator):
+    learned = True
+    needs = frozenset({"policy.entropy"})
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def scores(self, results):
+        return self.gain.exp() * results["policy.entropy"].detach()
+
+
+class LearnedButDetached(Learned):
+    def scores(self, results):
+        return super().scores(results).detach()
+
+
+class LearnedButUnused(Learned):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        Difference(GradientImportance(), UniformImportance()),
+        ShareOfTheGroup(),
+        Teacher(),
+        Learned(),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_other_kinds_of_estimators_pass(estimator):
+    check_importance_estimator(estimator)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (ShareOfTheGroupUnsaid, "depend on other rows or on padding"),
+        (LearnedButDetached, "its scores have no graph"),
+        (LearnedButUnused, "no parameter takes a gradient"),
+    ],
+)
+def test_estimators_that_are_not_what_they_say_are_told_so(broken, reason):
+    with pytest.raises(AssertionError, match=reason):
+        check_importance_estimator(broken())
+
+
+def test_a_combined_estimator_is_what_its_parts_are():
+    combined = Difference(ShareOfTheGroup(), Teacher())
+    assert combined.needs == ShareOfTheGroup.needs | Teacher.needs
+    assert combined.looks_at == "group"
+    assert not combined.learned
+    assert Difference(Learned(), Teacher()).learned
 
 
 # Loss components
@@ -200,47 +298,48 @@ class Margin(LossComponent):
 
     needs = frozenset({"reference.logps"})
 
-    def margins(self, scores):
+    def margins(self, context):
         sums = [
-            scores[role].log_ratios.masked_fill(~scores[role].mask, 0.0).sum(-1)
+            context[role].log_ratios.masked_fill(~context[role].mask, 0.0).sum(-1)
             for role in ("chosen", "rejected")
         ]
         return sums[0] - sums[1]
 
-    def loss(self, scores, beta):
-        return (1 - beta * self.margins(scores)).clamp(min=0)
+    def loss(self, context):
+        return (1 - 0.1 * self.margins(context)).clamp(min=0)
 
 
 class Averaged(Margin):
-    def loss(self, scores, beta):
-        return super().loss(scores, beta).mean()
+    def loss(self, context):
+        return super().loss(context).mean()
 
 
 class NotFinite(Margin):
-    def loss(self, scores, beta):
-        return super().loss(scores, beta) * torch.nan
+    def loss(self, context):
+        return super().loss(context) * torch.nan
 
 
 class WithoutGradient(Margin):
-    def loss(self, scores, beta):
-        return super().loss(scores, beta).detach().requires_grad_()
+    def loss(self, context):
+        return super().loss(context).detach().requires_grad_()
 
 
 class InfiniteGradient(Margin):
-    def loss(self, scores, beta):
-        return super().loss(scores, beta) + (0 * self.margins(scores)).sqrt()
+    def loss(self, context):
+        return super().loss(context) + (0 * self.margins(context)).sqrt()
 
 
 class CentredOverTheBatch(Margin):
-    def loss(self, scores, beta):
-        loss = super().loss(scores, beta)
+    def loss(self, context):
+        loss = super().loss(context)
         return loss - loss.mean()
 
 
 class MasksByMultiplication(Margin):
-    def margins(self, scores):
+    def margins(self, context):
         sums = [
-            (scores[role].log_ratios * scores[role].mask).sum(-1) for role in ("chosen", "rejected")
+            (context[role].log_ratios * context[role].mask).sum(-1)
+            for role in ("chosen", "rejected")
         ]
         return sums[0] - sums[1]
 
@@ -248,8 +347,8 @@ class MasksByMultiplication(Margin):
 class CountsPadding(Margin):
     needs = frozenset({"reference.logps", "weights"})
 
-    def loss(self, scores, beta):
-        return super().loss(scores, beta) + scores["chosen"].weights.nan_to_num(3.0).sum(-1)
+    def loss(self, context):
+        return super().loss(context) + context["chosen"]["weights"].nan_to_num(3.0).sum(-1)
 
 
 class ForgetsItsMargin(Margin):
@@ -260,9 +359,9 @@ class ForgetsItsMargin(Margin):
 class WritesIntoItsInputs(Margin):
     needs = frozenset({"reference.logps", "weights"})
 
-    def loss(self, scores, beta):
-        loss = super().loss(scores, beta)
-        scores["chosen"].weights.mul_(0.5)
+    def loss(self, context):
+        loss = super().loss(context)
+        context["chosen"]["weights"].mul_(0.5)
         return loss
 
 
@@ -277,7 +376,7 @@ def test_a_sound_component_passes():
         (NotFinite, "loss is NaN or infinite"),
         (WithoutGradient, "no policy log-prob gets a gradient"),
         (InfiniteGradient, "gradient not finite"),
-        (CentredOverTheBatch, "the loss of a pair depends on other pairs"),
+        (CentredOverTheBatch, "the loss of a prompt depends on other prompts"),
         (MasksByMultiplication, "values off the response count"),
         (CountsPadding, "values off the response count"),
         (WritesIntoItsInputs, r"changes \['weights'\] of 'chosen'"),
@@ -286,6 +385,48 @@ def test_a_sound_component_passes():
 def test_a_broken_component_is_told_what_does_not_hold(broken, reason):
     with pytest.raises(AssertionError, match=reason):
         check_loss_component(broken())
+
+
+class PlackettLuce(LossComponent):
+    """Negative log-likelihood of the order of ranked responses, best first."""
+
+    unit = "group"
+
+    def loss(self, context):
+        rows = context.responses
+        scores, present = rows.batch.by_prompt(sequence_sum(rows["policy.logps"], rows.mask))
+        scores = scores.masked_fill(~present, -torch.inf)
+        later = scores.flip(-1).logcumsumexp(-1).flip(-1)
+        return (later - scores).masked_fill(~present, 0.0).sum(-1)
+
+
+class WithAQuantity(Margin):
+    quantities = ("spread",)
+
+    def loss(self, context):
+        return LossValues(super().loss(context), {"spread": self.margins(context).mean()})
+
+
+class WithAnUnnamedQuantity(WithAQuantity):
+    quantities = ()
+
+
+class OverTheBatch(CentredOverTheBatch):
+    unit = "batch"
+
+
+class OneForTheBatch(Averaged):
+    unit = "batch"
+
+
+@pytest.mark.parametrize("component", [PlackettLuce, WithAQuantity, OverTheBatch, OneForTheBatch])
+def test_other_kinds_of_components_pass(component):
+    check_loss_component(component())
+
+
+def test_a_quantity_that_is_not_named_is_told():
+    with pytest.raises(AssertionError, match=r"logs \['spread'\], not named in quantities"):
+        check_loss_component(WithAnUnnamedQuantity())
 
 
 def test_a_component_that_does_not_keep_its_arguments_is_refused():

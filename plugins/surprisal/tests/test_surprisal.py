@@ -5,7 +5,7 @@ import torch
 from lit_tidpo_surprisal import SurprisalImportance
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.structures import Forward, ModelTrace
+from lit_tidpo.structures import Results
 from lit_tidpo.testing import check_importance_estimator, tiny_batch
 
 # a prompt token, then response tokens that the reference gives 1, 1/2 and 1/8, then padding
@@ -14,8 +14,8 @@ LN2 = 0.693147
 
 
 def scores(logps=LOGPS, **options):
-    forward = Forward(tiny_batch(), policy=ModelTrace(logps - 9), reference=ModelTrace(logps))
-    return SurprisalImportance(**options).scores(forward)
+    results = Results(tiny_batch(), {"policy.logps": logps - 9, "reference.logps": logps})
+    return SurprisalImportance(**options).scores(results)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.errors import InputError
-from lit_tidpo.structures import Forward
+from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.structures import Results
 
 
 class SurprisalImportance(ImportanceEstimator):
@@ -30,9 +30,8 @@ class SurprisalImportance(ImportanceEstimator):
         self.power = power
         self.clip = clip
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Surprisal of the response tokens, zero off the response, ``[N, T]``."""
-        assert forward.reference is not None  # declared in needs
         # A log-prob that rounds to a little more than 0 must not become a negative score.
-        surprisal = (-forward.reference.logps).clamp(min=0, max=self.clip)
+        surprisal: Tensor = (-results["reference.logps"]).clamp(min=0, max=self.clip)
         return surprisal.pow(self.power)

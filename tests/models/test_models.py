@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
+from model_runs import run
 from torch import nn
 
-from lit_tidpo.contracts import NEEDS
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.forward import run_models
-from lit_tidpo.models.reference import Reference
-from lit_tidpo.testing import tiny_batch, tiny_policy
+from lit_tidpo.functional import kl_divergence
+from lit_tidpo.models.layout import choose_layout
+from lit_tidpo.models.models import Models
+from lit_tidpo.models.needs import OF_A_MODEL
+from lit_tidpo.models.reference import FrozenModel, InstructedModel
+from lit_tidpo.testing import tiny_batch, tiny_groups, tiny_policy
 
-EVERYTHING = frozenset(NEEDS) - {"weights", "anchor"}
+EVERYTHING = frozenset(
+    f"{model}.{field}"
+    for model in ("policy", "reference")
+    for field, need in OF_A_MODEL.items()
+    if not (model == "policy" and need.compared) and field != "scaled"
+)
+WITHOUT_ATTENTIONS = EVERYTHING - {"policy.attentions", "reference.attentions"}
 FAMILIES = ["llama", "gpt2"]
 
 
@@ -70,14 +80,14 @@ def naive(policy, reference, batch):
     return result
 
 
-def run(policy, reference, batch, needs=EVERYTHING):
-    forward = run_models(policy, Reference(reference), batch, needs)
+def quantities(policy, reference, batch, needs=EVERYTHING):
+    results = run(policy, batch, needs, reference)
     return {
-        "logps": forward.policy.logps,
-        "reference_logps": forward.reference.logps,
-        "kl": forward.kl,
-        "labels": forward.policy.label_logits,
-        "final": forward.policy.final_logits,
+        "logps": results["policy.logps"],
+        "reference_logps": results["reference.logps"],
+        "kl": results["reference.kl"],
+        "labels": results["policy.label_logits"],
+        "final": results["policy.final_logits"],
     }
 
 
@@ -94,14 +104,14 @@ def assert_all_close(ours, expected, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_l9_the_narrowed_forward_equals_the_full_logits(family):
+def test_the_narrowed_forward_equals_the_full_logits(family):
     """L9: log-probs, KL, and logits of labels and of the last token; zero off the response."""
     policy, reference = (tiny_policy(family, seed, "eager") for seed in (0, 1))
     batch, sizes = tiny_batch(), []
     handle = policy.get_output_embeddings().register_forward_hook(
         lambda module, inputs, output: sizes.append(output.shape[:-1].numel())
     )
-    ours = run(policy, reference, batch)
+    ours = quantities(policy, reference, batch)
     handle.remove()
     # Each row's response tokens and its last token, and no other position.
     assert sum(sizes) == int(batch.response_mask.sum()) + 6
@@ -109,10 +119,10 @@ def test_l9_the_narrowed_forward_equals_the_full_logits(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_l9_the_narrowed_forward_has_the_gradients_of_the_full_logits(family):
+def test_the_narrowed_forward_has_the_gradients_of_the_full_logits(family):
     """L9: of the parameters, for a loss over all that has a graph; 1e-5 of the largest."""
     batch, gradients = tiny_batch(), []
-    for compute in (run, naive):
+    for compute in (quantities, naive):
         policy, reference = (tiny_policy(family, seed, "eager") for seed in (0, 1))
         values = compute(policy, reference, batch)
         loss = sum(values[name].sin().sum() for name in ("logps", "kl", "labels", "final"))
@@ -125,9 +135,9 @@ def test_l9_the_narrowed_forward_has_the_gradients_of_the_full_logits(family):
 @pytest.mark.parametrize("kind", [HeadlessModel, BroadHead])
 def test_a_head_that_cannot_be_narrowed_computes_every_position(kind):
     policy, reference = tiny_policy(), tiny_policy(seed=1)
-    needs = EVERYTHING - {"policy.attentions", "reference.attentions"}
+    needs = WITHOUT_ATTENTIONS
     batch = tiny_batch()
-    ours = run(kind(policy), kind(reference), batch, needs)
+    ours = quantities(kind(policy), kind(reference), batch, needs)
     assert_all_close(ours, naive(policy, reference, batch))
 
 
@@ -136,23 +146,23 @@ def test_without_asking_for_final_logits_only_predicting_positions_are_computed(
     policy.lm_head.register_forward_hook(
         lambda module, inputs, output: sizes.append(output.shape[:-1].numel())
     )
-    forward = run_models(policy, Reference(None), batch, frozenset())
+    results = run(policy, batch)
     assert sum(sizes) == int(batch.response_mask.sum())
     expected = naive(policy, policy, batch)["logps"]
-    torch.testing.assert_close(forward.policy.logps, expected, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(results["policy.logps"], expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_d7_neither_the_amount_of_padding_nor_its_id_moves_anything(family):
+def test_neither_the_amount_of_padding_nor_its_id_moves_anything(family):
     """D7: less than 1e-6 nats per token, in fp32."""
     policy, reference = (tiny_policy(family, seed, "eager") for seed in (0, 1))
     batch = tiny_batch()
-    expected = run(policy, reference, batch)
+    expected = quantities(policy, reference, batch)
     for extra, pad in ((0, 2), (0, 40), (13, 0), (13, 2)):
         ids = torch.cat([batch.input_ids, torch.zeros(6, extra, dtype=torch.long)], dim=1)
         padded = dataclasses.replace(batch, input_ids=ids, supplied_weights=None)
         ids.masked_fill_(~padded.attention_mask, pad)
-        ours = run(policy, reference, padded)
+        ours = quantities(policy, reference, padded)
         for name in ("logps", "reference_logps", "kl"):
             difference = (ours[name][:, : batch.input_ids.shape[1]] - expected[name]).abs().max()
             assert difference < 1e-6, (name, extra, pad)
@@ -161,7 +171,7 @@ def test_d7_neither_the_amount_of_padding_nor_its_id_moves_anything(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("pad", [0, 2])
-def test_d3_a_padding_token_inside_a_row_hides_nothing(family, pad):
+def test_a_padding_token_inside_a_row_hides_nothing(family, pad):
     """D3: masks come from the lengths, so real tokens of that id count; also with pad == eos."""
     policy, reference = tiny_policy(family), tiny_policy(family, seed=1)
     policy.config.pad_token_id = policy.generation_config.pad_token_id = pad
@@ -169,76 +179,75 @@ def test_d3_a_padding_token_inside_a_row_hides_nothing(family, pad):
     batch.input_ids[:, 1] = pad
     batch.input_ids[:, 4] = pad
     batch.input_ids.masked_fill_(~batch.attention_mask, pad)
-    needs = EVERYTHING - {"policy.attentions", "reference.attentions"}
-    assert_all_close(run(policy, reference, batch, needs), naive(policy, reference, batch))
+    needs = WITHOUT_ATTENTIONS
+    assert_all_close(quantities(policy, reference, batch, needs), naive(policy, reference, batch))
 
 
 def test_what_nobody_asked_for_is_not_computed():
     calls = []
     reference = tiny_policy(seed=1)
     reference.register_forward_pre_hook(lambda *_: calls.append(1))
-    forward = run_models(tiny_policy(), Reference(reference), tiny_batch(), frozenset())
-    assert forward.reference is None
-    assert forward.kl is None
+    results = run(tiny_policy(), tiny_batch(), (), reference)
+    assert results.keys() == {"policy.logps"}
     assert calls == []
-    trace = forward.policy
-    assert (trace.embeddings, trace.final_logits, trace.label_logits, trace.attentions) == (
-        None,
-    ) * 4
+    with pytest.raises(InputError, match=r"'reference\.logps' was not computed, only"):
+        results.log_ratios  # noqa: B018
 
 
 def test_the_divergence_alone_runs_the_reference_once():
     calls = []
     reference = tiny_policy(seed=1)
     reference.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    needs = frozenset({"kl", "reference.logps"})
-    forward = run_models(tiny_policy(), Reference(reference), tiny_batch(), needs)
+    needs = {"reference.kl", "reference.logps"}
+    results = run(tiny_policy(), tiny_batch(), needs, reference)
     assert calls == [False]  # and without a graph
-    assert forward.kl.requires_grad
-    assert not forward.reference.logps.requires_grad
+    assert results["reference.kl"].requires_grad
+    assert not results["reference.logps"].requires_grad
 
 
 def test_the_divergence_has_no_gradient_for_the_reference():
     """Even where an estimator asks for a graph of the reference."""
     reference = tiny_policy(seed=1)
-    needs = frozenset({"kl", "reference.embeddings"})
-    forward = run_models(tiny_policy(), Reference(reference), tiny_batch(), needs)
+    needs = {"reference.kl", "reference.embeddings"}
+    results = run(tiny_policy(), tiny_batch(), needs, reference)
     (gradient,) = torch.autograd.grad(
-        forward.kl.sum(), forward.reference.embeddings, allow_unused=True
+        results["reference.kl"].sum(), results["reference.embeddings"], allow_unused=True
     )
     assert gradient is None
 
 
 def test_embeddings_are_in_the_graph_of_the_logits():
     policy, batch = tiny_policy(), tiny_batch()
-    forward = run_models(policy, Reference(None), batch, frozenset({"policy.embeddings"}))
-    assert torch.equal(forward.policy.embeddings, policy.model.embed_tokens(batch.input_ids))
-    (gradient,) = torch.autograd.grad(forward.policy.logps.sum(), forward.policy.embeddings)
+    results = run(policy, batch, {"policy.embeddings"})
+    assert torch.equal(results["policy.embeddings"], policy.model.embed_tokens(batch.input_ids))
+    (gradient,) = torch.autograd.grad(results["policy.logps"].sum(), results["policy.embeddings"])
     assert bool(gradient.any())
 
 
-def test_l1_a_policy_equal_to_its_reference_has_neither_ratio_nor_divergence():
+def test_a_policy_equal_to_its_reference_has_neither_ratio_nor_divergence():
     """L1: to the tolerance of fp32."""
     policy, batch = tiny_policy(), tiny_batch()
-    needs = frozenset({"kl", "reference.logps"})
-    forward = run_models(policy, Reference.of(policy), batch, needs)
-    assert (forward.policy.logps - forward.reference.logps).abs().max() < 1e-6
-    assert forward.kl.abs().max() < 1e-6
-    assert forward.policy.logps.abs().max() > 1
+    needs = {"reference.kl", "reference.logps"}
+    results = run(policy, batch, needs, copy.deepcopy(policy))
+    assert results.log_ratios.abs().max() < 1e-6
+    assert results["reference.kl"].abs().max() < 1e-6
+    assert results["policy.logps"].abs().max() > 1
 
 
-def test_l4_bf16_models_give_fp32_values():
+def test_bf16_models_give_fp32_values():
     policy, reference = tiny_policy().bfloat16(), tiny_policy(seed=1).bfloat16()
     batch = tiny_batch()
-    needs = EVERYTHING - {"policy.attentions", "reference.attentions"}
-    forward = run_models(policy, Reference(reference), batch, needs)
+    needs = WITHOUT_ATTENTIONS
+    results = run(policy, batch, needs, reference)
     logits = policy(batch.input_ids, attention_mask=batch.attention_mask).logits.double()
-    for value in (forward.policy.logps, forward.kl, forward.policy.label_logits):
+    for value in (
+        results[need] for need in ("policy.logps", "reference.kl", "policy.label_logits")
+    ):
         assert value.dtype == torch.float32
     # The same bf16 logits, with the log-softmax in fp64.
     row, t = 0, int(batch.prompt_lengths[0])
     exact = logits[row, t - 1].log_softmax(-1)[batch.input_ids[row, t]]
-    assert forward.policy.logps[row, t].item() == pytest.approx(exact.item(), abs=1e-5)
+    assert results["policy.logps"][row, t].item() == pytest.approx(exact.item(), abs=1e-5)
 
 
 def hooks_of(model):
@@ -255,20 +264,92 @@ def test_no_hook_survives_even_after_an_error(fails):
     if fails:
         models[fails].model.norm.register_forward_pre_hook(fail)
     before = [hooks_of(model) for model in models.values()]
-    arguments = (models["policy"], Reference(models["reference"]), tiny_batch())
-    needs = EVERYTHING - {"policy.attentions", "reference.attentions"}
+    arguments = (models["policy"], tiny_batch(), WITHOUT_ATTENTIONS, models["reference"])
     if fails:
         with pytest.raises(RuntimeError, match="broken on purpose"):
-            run_models(*arguments, needs)
+            run(*arguments)
     else:
-        run_models(*arguments, needs)
+        run(*arguments)
     assert [hooks_of(model) for model in models.values()] == before
     assert torch.is_grad_enabled()
 
 
 def test_a_model_without_the_methods_of_transformers_is_refused():
     with pytest.raises(InputError, match="Linear has no get_output_embeddings"):
-        run_models(nn.Linear(2, 2), Reference(None), tiny_batch(), frozenset())
+        run(nn.Linear(2, 2), tiny_batch())
     headless = HeadlessModel(tiny_policy(), method=False)
     with pytest.raises(InputError, match="HeadlessModel has no get_output_embeddings"):
-        run_models(headless, Reference(None), tiny_batch(), frozenset())
+        run(headless, tiny_batch())
+
+
+# Further models
+
+
+def test_the_divergences_of_several_models_are_each_their_own():
+    policy, batch = tiny_policy(), tiny_batch()
+    models = {"reference": tiny_policy(seed=1), "teacher": tiny_policy(seed=2)}
+    others = {name: FrozenModel(model) for name, model in models.items()}
+    (results,) = Models(policy, others).run(
+        [(batch, frozenset({"reference.kl", "teacher.kl", "teacher.logps"}))]
+    )
+    assert results.keys() == {"policy.logps", "reference.kl", "teacher.kl", "teacher.logps"}
+    full = {
+        name: model(batch.input_ids, attention_mask=batch.attention_mask).logits
+        for name, model in {"policy": policy, **models}.items()
+    }
+    for name in models:
+        kl = kl_divergence(full[name], full["policy"]).roll(1, dims=-1)
+        expected = kl.masked_fill(~batch.response_mask, 0.0)
+        torch.testing.assert_close(results[f"{name}.kl"], expected, atol=2e-5, rtol=1e-5)
+        assert results[f"{name}.kl"].requires_grad
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared_prompt"])
+@pytest.mark.parametrize("begin", [None, 1])
+def test_a_model_under_another_prompt_gives_the_response_behind_it(layout, begin):
+    """The instruction stands before the prompt, behind the token that begins a sequence."""
+    policy, teacher, batch = tiny_policy(), tiny_policy(seed=2), tiny_batch()
+    batch.input_ids[:, 0] = 1
+    choose_layout(layout, [policy, teacher], frozenset())
+    needs = frozenset({f"{name}.{field}" for name in ("told", "self") for field in ("logps", "kl")})
+    others = {
+        "told": InstructedModel([7, 8, 9], begin, FrozenModel(teacher)),
+        "self": InstructedModel([7, 8, 9], begin),
+    }
+    (results,) = Models(policy, others, layout).run([(batch, needs)])
+    start = 0 if begin is None else 1
+    for name, model in (("told", teacher), ("self", policy)):
+        for row, length in enumerate(batch.lengths.tolist()):
+            ids = batch.input_ids[row, :length].tolist()
+            ids = torch.tensor([[*ids[:start], 7, 8, 9, *ids[start:]]])
+            logps = model(ids).logits[0].log_softmax(-1)
+            own = policy(batch.input_ids[row : row + 1, :length]).logits[0].log_softmax(-1)
+            for t in range(int(batch.prompt_lengths[row]), length):
+                expected = logps[t + 2, ids[0, t + 3]].item()
+                assert results[f"{name}.logps"][row, t].item() == pytest.approx(expected, abs=2e-5)
+                kl = (logps[t + 2].exp() * (logps[t + 2] - own[t - 1])).sum().item()
+                assert results[f"{name}.kl"][row, t].item() == pytest.approx(kl, abs=2e-5)
+        assert not results[f"{name}.logps"].requires_grad
+    assert policy.training
+
+
+# Groups
+
+
+@pytest.mark.parametrize("tile", [2**24, 96], ids=["all logits", "tiles of two tokens"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared_prompt"])
+def test_ragged_groups_have_the_values_and_gradients_of_single_rows(layout, tile):
+    groups, policy, reference = tiny_groups(4), tiny_policy(), tiny_policy(seed=1)
+    choose_layout(layout, [policy, reference], frozenset())
+    needs = {"reference.logps", "reference.kl"}
+    ours = run(policy, groups, needs, reference, layout=layout, logits_at_once=tile)
+    expected = naive(policy, reference, groups)
+    for need, name in (("policy.logps", "logps"), ("reference.kl", "kl")):
+        torch.testing.assert_close(ours[need], expected[name], atol=2e-5, rtol=1e-5)
+    gradients = []
+    for logps, kl in ((ours["policy.logps"], ours["reference.kl"]),
+                      (expected["logps"], expected["kl"])):  # fmt: skip
+        found = torch.autograd.grad((logps.sin() + kl.sin()).sum(), list(policy.parameters()))
+        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+    scale = gradients[1].abs().max()
+    torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, atol=1e-5, rtol=0)

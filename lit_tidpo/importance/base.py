@@ -1,0 +1,148 @@
+"""What an importance estimator implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.plugins.component import Component
+from lit_tidpo.structures import Results
+
+LooksAt = Literal["row", "group"]
+
+
+class ImportanceEstimator(Component, ABC):
+    """Scores the tokens of each row by their importance (TI-DPO's ``I``, Eq. 6).
+
+    A subclass keeps each constructor argument as an attribute of the same name, declares ``needs``,
+    implements :meth:`scores`, and says what else it is where it is not the usual. Scaling is not
+    its business. Estimators that hold others derive from :class:`CombinedImportance`.
+
+    Attributes:
+        looks_at: ``row``: scores of a row hang on that row alone; ``group``: on the other responses
+            of its prompt, too.
+        signed: Whether scores may be negative.
+        learned: Whether scores are trained with the policy, and not data: they keep their graph.
+            The estimator is then an ``nn.Module``, too.
+        spans_prompt: Whether its scores hang on gradients or attention of prompt tokens, so that a
+            prompt cannot be computed once for several responses.
+    """
+
+    looks_at: LooksAt = "row"
+    signed: bool = False
+    learned: bool = False
+    spans_prompt: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Needs of :mod:`lit_tidpo.models.needs`; a class attribute where no argument decides."""
+        return frozenset()
+
+    @property
+    def parts(self) -> tuple[ImportanceEstimator, ...]:
+        """The estimators among its attributes."""
+        held = [*vars(self).values(), *vars(self).get("_modules", {}).values()]
+        return tuple(each for each in held if isinstance(each, ImportanceEstimator))
+
+    @abstractmethod
+    def scores(self, results: Results) -> Tensor:
+        """Score every token.
+
+        Runs with gradients enabled and must leave no trace: no ``.grad``, mode, RNG or cache
+        setting changes. Unless it is ``learned``, the result is used as data.
+
+        Args:
+            results: What ``needs`` asked for, by need; the policy's are inside the graph.
+
+        Returns:
+            Scores, not negative unless ``signed``, ``[N, T]``. Values off the response are ignored.
+        """
+
+
+class CombinedImportance(ImportanceEstimator):
+    """An estimator made of others: it needs what they need, and is what they are.
+
+    They are its attributes. A subclass takes their scores by :func:`checked_scores`, and adds its
+    own needs to ``super().needs`` if it has any.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the parts need together."""
+        return frozenset().union(*(part.needs for part in self.parts))
+
+    @property
+    def looks_at(self) -> LooksAt:  # type: ignore[override]
+        """``group`` if a part looks at the other responses of a prompt."""
+        return "group" if any(part.looks_at == "group" for part in self.parts) else "row"
+
+    @property
+    def signed(self) -> bool:  # type: ignore[override]
+        """Whether a part is signed."""
+        return any(part.signed for part in self.parts)
+
+    @property
+    def learned(self) -> bool:  # type: ignore[override]
+        """Whether a part is learned."""
+        return any(part.learned for part in self.parts)
+
+    @property
+    def spans_prompt(self) -> bool:  # type: ignore[override]
+        """Whether a part spans the prompt."""
+        return any(part.spans_prompt for part in self.parts)
+
+
+def walk(estimator: ImportanceEstimator) -> Iterator[ImportanceEstimator]:
+    """An estimator and all that it is made of."""
+    yield estimator
+    for part in estimator.parts:
+        yield from walk(part)
+
+
+def checked_scores(
+    estimator: ImportanceEstimator, results: Results, mask: Tensor | None = None
+) -> Tensor:
+    """Scores of an estimator, in fp32, detached unless they are learned.
+
+    Those of the first estimator that is made of no others are kept as ``results["scores"]``.
+
+    Args:
+        estimator: The estimator.
+        results: What it needs.
+        mask: Where scores count, ``[N, T]`` bool; None takes the response.
+
+    Returns:
+        Scores, ``[N, T]``.
+
+    Raises:
+        InputError: If they have another shape, or one that counts is negative without ``signed``.
+        NonFiniteError: If one that counts is NaN or infinite.
+    """
+    mask = results.mask if mask is None else mask
+    scores = estimator.scores(results)
+    scores = scores if estimator.learned else scores.detach()
+    name = type(estimator).__name__
+    if scores.shape != mask.shape:
+        raise InputError(
+            f"importance scores of {name} have the shape {tuple(scores.shape)}; expected "
+            f"{tuple(mask.shape)}, one score for each token of the batch"
+        )
+    scores = scores.float()
+    counted = scores.detach()[mask]
+    if not bool(torch.isfinite(counted).all()):
+        raise NonFiniteError(
+            f"importance scores of {name} are NaN or infinite at supervised tokens"
+        )
+    if not estimator.signed and bool((counted < 0).any()):
+        raise InputError(
+            f"importance scores of {name} must not be negative; the lowest is "
+            f"{counted.min().item()}: let the class say signed = True if that is meant"
+        )
+    if not estimator.parts:
+        results.setdefault("scores", scores.detach())
+    return scores

@@ -1,0 +1,48 @@
+"""What a sampler of responses implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from lit_tidpo.structures import ResponseBatch
+
+OnAnyRank = Callable[[bool], bool]
+"""Whether something holds on any rank; all ranks have to ask together."""
+
+
+def sampled_roles(count: int) -> tuple[str, ...]:
+    """Roles of the sampled responses of a prompt: ``anchor``, or ``anchor_1`` and so on."""
+    return ("anchor",) if count == 1 else tuple(f"anchor_{n}" for n in range(1, count + 1))
+
+
+class Sampler(ABC):
+    """Lets the policy write responses to the prompts of a batch.
+
+    Sampling moves no gradient, mode or setting of the policy, and draws from torch's global
+    generators alone: seed those to repeat it.
+    """
+
+    @abstractmethod
+    def sample(
+        self,
+        policy: Any,
+        batch: ResponseBatch,
+        count: int = 1,
+        step: int = 0,
+        on_any_rank: OnAnyRank | None = None,
+    ) -> ResponseBatch:
+        """Sample responses.
+
+        Args:
+            policy: The model.
+            batch: Rows of the data, whose prompts are responded to.
+            count: Responses for each prompt.
+            step: Optimizer step.
+            on_any_rank: For models that ranks can only run together.
+
+        Returns:
+            Right-padded rows, ``count`` for each prompt, of the roles :func:`sampled_roles`; each
+            ends with its first end-of-sequence token, if it has one.
+        """
