@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling evidence evidence-quick lint policy arithmetic detector data clean
+.PHONY: quickstart test bench bench-shapes bench-scaling gpu evidence evidence-quick lint policy arithmetic detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -28,6 +28,10 @@ bench-shapes: $(VENV)/.dev
 
 bench-scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite scaling
+
+# On a machine with a GPU, less than 10 minutes: correctness, the benchmark's rows, a profile of a step.
+gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu
 
 # Hours of two cores, said in docs/findings.md; each part goes on where it stopped.
 evidence: $(VENV)/.dev

@@ -134,12 +134,11 @@ def plot_scaling(points: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     """Write the tables and plots of all results that are there."""
     page = PAGE.read_text(encoding="utf-8")
-    for device in ("cpu", "gpu"):
-        file = RESULTS / f"{device}.json"
-        if file.exists():
-            results = json.loads(file.read_text(encoding="utf-8"))
-            plot(results, PAGE.parent / f"performance_{device}.svg")
-            page = insert(page, device, f"{table(results)}\n\n![Ratios](performance_{device}.svg)")
+    file = RESULTS / "cpu.json"
+    if file.exists():
+        results = json.loads(file.read_text(encoding="utf-8"))
+        plot(results, PAGE.parent / "performance_cpu.svg")
+        page = insert(page, "cpu", f"{table(results)}\n\n![Ratios](performance_cpu.svg)")
     file = RESULTS / "scaling.json"
     if file.exists():
         points = json.loads(file.read_text(encoding="utf-8"))

@@ -53,13 +53,15 @@ class Clock:
     Args:
         steps: Number of steps.
         flops: Whether to count the operations of the measured steps instead of timing them.
+        extra: Whether to count those of one step more, after the timed ones.
     """
 
-    def __init__(self, steps: int, flops: bool) -> None:
+    def __init__(self, steps: int, flops: bool, extra: bool = False) -> None:
         self.times: list[tuple[float, float]] = []
         self.losses: list[float] = []
         self.steps, self.flops = steps, flops
         self.counter: Any = None
+        self.extra = extra
 
     def tick(self, loss: Any) -> None:
         """Note the end of a step."""
@@ -67,23 +69,24 @@ class Clock:
             torch.cuda.synchronize()
         self.times.append((time.process_time(), time.perf_counter()))
         self.losses.append(0.0 if loss is None else float(loss))
-        if self.flops and len(self.times) == WARM_UP:
+        if len(self.times) == (self.steps if self.extra else WARM_UP if self.flops else -1):
             self.counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
             self.counter.__enter__()
-        elif self.flops and len(self.times) == self.steps:
+        elif self.counter and len(self.times) == self.steps + self.extra:
             self.counter.__exit__(None, None, None)
 
     def result(self) -> dict[str, float]:
         """Means over the measured steps."""
         if self.flops:
             return {"flops": self.counter.get_total_flops() / (self.steps - WARM_UP)}
-        measured = self.times[WARM_UP - 1 :]
+        measured = self.times[WARM_UP - 1 : self.steps]
         steps = [
             [after - before for before, after in zip(one, other, strict=True)]
             for one, other in itertools.pairwise(measured)
         ]
         cpu, wall = (statistics.mean(column) for column in zip(*steps, strict=True))
-        return {"cpu_s": cpu, "wall_s": wall}
+        counted = {"flops": float(self.counter.get_total_flops())} if self.extra else {}
+        return {"cpu_s": cpu, "wall_s": wall, **counted}
 
 
 def peak_memory() -> int:
@@ -111,7 +114,7 @@ def measure(
         contestant: A key of ``CONTESTANTS``.
         steps: Optimizer steps, the warm-up included.
         batches: Batches in an epoch; None has as many as steps.
-        mode: ``time``, ``flops`` or ``losses``.
+        mode: ``time``, ``flops`` or ``losses``; ``both`` times steps and counts one more.
 
     Returns:
         The figures, the losses and what was run.
@@ -119,7 +122,8 @@ def measure(
     load, entry = WORKLOADS[workload], CONTESTANTS[contestant]
     batches = batches or steps
     folder = load.prepare(batches * entry.devices)
-    clock = Clock(steps, mode == "flops")
+    clock = Clock(steps, mode == "flops", extra=mode == "both")
+    steps += clock.extra
     losses = None
     if entry.side == "trl":
         from benchmarks import theirs
@@ -134,7 +138,7 @@ def measure(
         "workload": dataclasses.asdict(load),
         "contestant": contestant,
         **clock.result(),
-        "useful_tokens": load.useful_tokens(folder, range(WARM_UP, steps)),
+        "useful_tokens": load.useful_tokens(folder, range(WARM_UP, clock.steps)),
         "peak_flops": peak_flops(load.precision),
         "memory": peak_memory(),
         "losses": losses or clock.losses,
@@ -154,7 +158,7 @@ def main() -> None:
     parser.add_argument("contestant", choices=CONTESTANTS)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batches", type=int)
-    parser.add_argument("--mode", choices=["time", "flops", "losses"], default="time")
+    parser.add_argument("--mode", choices=["time", "flops", "losses", "both"], default="time")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     result = measure(**vars(arguments))

@@ -121,8 +121,7 @@ def test_the_naive_baseline_has_the_loss_of_the_module():
         module = PreferenceModule(PolicyConfig(), **CONTESTANTS["tidpo"].options)
         module.attach(policy, reference)
         if side == "ours":
-            outcome = module.objective.evaluate(policy, module.reference, batch, anchors)
-            loss = outcome.loss.mean()
+            loss = module.objective.evaluate(module.models, batch, anchors).loss.mean()
         else:
             parts = list(zip(naive.pairs(batch), naive.pairs(anchors), strict=True))
             parts = parts if side.endswith("pair") else [(batch, anchors)]
