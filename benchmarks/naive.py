@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid, pad
 from transformers import AutoModelForCausalLM
 
 from benchmarks.contestants import CONTESTANTS, Contestant
-from benchmarks.ours import RATE, sequential_loader
+from benchmarks.ours import sequential_loader
 from benchmarks.workloads import Workload
 from lit_tidpo import PreferenceModule
 from lit_tidpo.models.policy import PolicyConfig
@@ -37,7 +37,7 @@ def train(
     torch.manual_seed(0)
     policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     reference = copy.deepcopy(policy).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=load.rate, weight_decay=0.0, fused=True)
     module = PreferenceModule(PolicyConfig(str(folder)), **CONTESTANTS["tidpo"].options)
     for _, batch in zip(range(steps), sequential_loader(folder, load, module), strict=False):
         width = 2 * load.longest if contestant.options["padded_anchors"] else None

@@ -17,8 +17,6 @@ from lit_tidpo import PreferenceDataModule, PreferenceModule
 from lit_tidpo.data.loaders import ResumableLoader
 from lit_tidpo.models.policy import PolicyConfig
 
-RATE = 1e-4
-
 
 class _Ticks(lightning.Callback):
     def __init__(self, tick: Callable[[float], None]) -> None:
@@ -44,7 +42,7 @@ def train(
     fused = load.precision != "bf16"  # Lightning does not clip for it in mixed precision
     module = PreferenceModule(
         PolicyConfig(str(folder), dtype="float32"),
-        optimizer=functools.partial(torch.optim.AdamW, lr=RATE, weight_decay=0.0, fused=fused),
+        optimizer=functools.partial(torch.optim.AdamW, lr=load.rate, weight_decay=0.0, fused=fused),
         **contestant.options,
     )
     module.configure_model()

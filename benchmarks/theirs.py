@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.contestants import Contestant
-from benchmarks.ours import RATE
 from benchmarks.workloads import Workload
 
 
@@ -48,7 +47,7 @@ def train(
         log: Whether to log the loss of each step, which costs time.
 
     Returns:
-        The logged losses.
+        The logged losses, or else their mean alone.
     """
     ticks = _Ticks(tick)
     arguments = DPOConfig(
@@ -56,7 +55,7 @@ def train(
         per_device_train_batch_size=load.pairs,
         max_steps=steps,
         max_length=None,
-        learning_rate=RATE,
+        learning_rate=load.rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -77,5 +76,5 @@ def train(
         processing_class=AutoTokenizer.from_pretrained(folder),
         callbacks=[ticks],
     )
-    trainer.train()
-    return ticks.losses
+    trained = trainer.train()
+    return ticks.losses or [trained.training_loss]
