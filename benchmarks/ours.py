@@ -39,7 +39,9 @@ def train(
         tick: Called with the loss after each step.
     """
     lightning.seed_everything(0, verbose=False)
-    fused = load.precision != "bf16"  # Lightning does not clip for it in mixed precision
+    # Lightning does not clip for the fused one in mixed precision. None lets PyTorch choose, on a
+    # GPU a few calls for all parameters; False would have it take them one by one.
+    fused = None if load.precision == "bf16" else True
     module = PreferenceModule(
         PolicyConfig(str(folder), dtype="float32"),
         optimizer=functools.partial(torch.optim.AdamW, lr=load.rate, weight_decay=0.0, fused=fused),
