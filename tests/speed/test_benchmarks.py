@@ -14,7 +14,7 @@ from benchmarks import naive, report, workloads
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.ours import sequential_loader
 from benchmarks.suite import CPU, GPU, SHAPES, Group, Row, check_losses, run, summarise
-from benchmarks.worker import ATTENTION_FLOPS, Clock
+from benchmarks.worker import ATTENTION_FLOPS, WARM_UP, Clock, peak_flops
 from benchmarks.workloads import WORKLOADS
 from lit_tidpo import PreferenceModule
 from lit_tidpo.models.policy import PolicyConfig
@@ -77,6 +77,27 @@ def test_operations_of_the_warm_up_are_not_counted():
             square @ square
         clock.tick(None)
     assert clock.result() == {"flops": 2 * 16}
+
+
+def test_operations_are_counted_on_the_batches_that_were_timed():
+    """Two steps are timed, and the next two counted, of one and of three products."""
+    clock, square = Clock(4, flops=False, extra=2), torch.ones(2, 2)
+    for products in (8, 8, 8, 8, 1, 3):
+        for _ in range(products):
+            square @ square
+        clock.tick(None)
+    assert clock.result()["flops"] == 2 * 16
+
+
+def test_the_peak_of_an_h200_is_that_without_sparsity(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "NVIDIA H200")
+    assert peak_flops("bf16") == 989.4e12
+
+
+@pytest.mark.parametrize("group", GPU)
+def test_large_rows_time_each_batch_once(group):
+    assert group.steps - WARM_UP == group.batches
 
 
 def test_ratios_are_taken_within_a_round():
