@@ -29,7 +29,8 @@ bench-shapes: $(VENV)/.dev
 bench-scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite scaling
 
-# On a machine with a GPU, less than 10 minutes: correctness, the benchmark's rows, a profile of a step.
+# On a machine with a GPU, 8 minutes: correctness, the rows of the benchmark, a profile of a step; fails if a
+# part failed or measured less than it should. `python -m benchmarks.gpu --only PART` repeats parts.
 gpu: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu
 

@@ -1,265 +1,346 @@
-"""Everything that a GPU has to tell, in one command of a few minutes: ``python -m benchmarks.gpu``.
+"""Everything that a GPU has to tell, in one command of 8 minutes: ``python -m benchmarks.gpu``.
 
 Each part runs in a process of its own with a time limit, and is written when it is done: what the
 machine is, whether results there are those of the CPU, the rows of the benchmark, and where a
-step's time goes.
+step's time goes. A part that failed, or measured less than it should, makes the command fail.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
 import functools
+import gc
 import importlib.metadata
 import json
 import os
 import platform
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import Callback, Trainer
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
 
-from benchmarks import ours, suite
+from benchmarks import gpu_checks, ours, suite, worker
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS
-from lit_tidpo import PreferenceModule
-from lit_tidpo.importance.hybrid_importance import HybridImportance
-from lit_tidpo.losses.triplet_loss import TripletLoss
-from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
-from lit_tidpo.testing import tiny_batch, tiny_policy
 
+Write = Callable[[dict[str, Any]], None]
+
+SECONDS = 460.0
+"""For all parts; loading the libraries comes on top."""
+
+# Of each part, in seconds. What is left in the end is that of the last rows, too.
 LIMITS = {
-    "environment": 60,
-    "correctness": 90,
-    "benchmark": 330,
-    "profile_plain": 60,
-    "profile_tidpo": 60,
+    "environment": 60.0,
+    "correctness": 60.0,
+    "benchmark_dpo": 190.0,
+    "profile_plain": 45.0,
+    "benchmark_tidpo": 230.0,
+    "profile_tidpo": 60.0,
 }
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROUNDS = 3
+"""Turns of each contestant that a row needs."""
+
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-def environment(tiny: bool) -> dict[str, Any]:
-    """The machine and the versions."""
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _group(place: int, tiny: bool) -> suite.Group:
+    return (suite.TINY_GPU if tiny else suite.GPU)[place]
+
+
+def environment(write: Write, limit: float, tiny: bool) -> None:
+    """The machine and the versions; and the weights and rows that the other parts train on."""
     names = ("torch", "transformers", "lightning", "trl", "peft", "triton")
     found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    return {
-        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else platform.processor(),
-        "memory_gb": torch.cuda.mem_get_info()[1] / 1e9 if DEVICE == "cuda" else None,
+    is_gpu = _device() == "cuda"
+    machine = {
+        "device": torch.cuda.get_device_name() if is_gpu else platform.processor(),
+        "memory_gb": torch.cuda.mem_get_info()[1] / 1e9 if is_gpu else None,
         "python": platform.python_version(),
         "versions": {name: found.get(name) for name in names},
     }
+    write(machine)
+    group = _group(0, tiny)
+    WORKLOADS[group.workload].prepare(group.batches or group.steps)
+    write({**machine, "passed": is_gpu or tiny})
 
 
-def correctness(tiny: bool) -> dict[str, Any]:
-    """Largest differences from padded rows in fp32 on the CPU, and what may be at the most."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    expected = _values("cpu", "padded")
-    checks = {}
-    for layout in ("padded", "packed", "shared_prompt"):
-        for precision, limits in (("fp32", (1e-4, 1e-3, 1e-3)), ("bf16", (0.5, 0.2, 0.5))):
-            found = _values(DEVICE, layout, precision)
-            for name, limit in zip(("log_probs", "gradients", "weights"), limits, strict=True):
-                error = (found[name] - expected[name]).abs().max()
-                scale = expected[name].abs().max() if name == "gradients" else 1.0
-                checks[f"{name}, {layout}, {precision}"] = _check(float(error / scale), limit)
-    greedy = Generation(AnchorOptions(max_new_tokens=16, top_k=1))
-    batch, policy = tiny_batch(), tiny_policy()
-    there = greedy.sample(copy.deepcopy(policy).to(DEVICE), move_data_to_device(batch, DEVICE))
-    here = greedy.sample(policy, batch)
-    same = torch.equal(there.lengths.cpu(), here.lengths) and torch.equal(
-        there.input_ids.cpu(), here.input_ids
-    )
-    checks["greedy anchors"] = _check(float(not same), 0.0)
-    for name, options in (("full", {}), ("lora", {"lora": LoraOptions(r=4)})):
-        for precision in ("32-true", "bf16-mixed"):
-            checks[f"training moves, {name}, {precision}"] = _trains(options, precision)
-    return {"checks": checks, "passed": all(check["passed"] for check in checks.values())}
+def correctness(write: Write, limit: float, tiny: bool) -> None:
+    """What :mod:`benchmarks.gpu_checks` compares."""
+    write(gpu_checks.correctness(_device()))
 
 
-def _check(value: float, limit: float) -> dict[str, Any]:
-    return {"value": value, "limit": limit, "passed": value <= limit}
+def benchmark(place: int, write: Write, limit: float, tiny: bool) -> None:
+    """Rows of the suite, turn by turn in one process, at least three turns, more if there is time.
 
-
-def _values(device: str, layout: Any, precision: str = "fp32") -> dict[str, torch.Tensor]:
-    """Log-probs, gradients and importance weights of a small model."""
-    module = PreferenceModule(
-        PolicyConfig(),
-        importance=HybridImportance(),
-        losses={"preference": WeightedDPOLoss()},
-        layout=layout,
-    )
-    module.attach(tiny_policy().to(device), tiny_policy(seed=1).to(device))
-    batch = move_data_to_device(tiny_batch(), torch.device(device))
-    with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        found = module(batch)
-    found.loss.mean().backward()
-    gradients = [p.grad.flatten() for p in module.built_policy.parameters() if p.grad is not None]
-    assert found.weights is not None
-    values = {
-        "log_probs": found.context.responses["policy.logps"].detach(),
-        "gradients": torch.cat(gradients),
-        "weights": found.weights,
-    }
-    return {name: value.float().cpu() for name, value in values.items()}
-
-
-def _trains(policy: dict[str, Any], precision: Any) -> dict[str, Any]:
-    """Whether some steps of the whole objective, with validation, lower its loss."""
-    losses: list[float] = []
-
-    class Watch(Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
-            losses.append(float(outputs["loss"]))
-
-    with tempfile.TemporaryDirectory() as folder:
-        tiny_policy().save_pretrained(folder)
-        module = PreferenceModule(
-            PolicyConfig(folder, **policy),
-            losses={"preference": WeightedDPOLoss(), "triplet": TripletLoss()},
-            anchor=AnchorOptions(max_new_tokens=8, reuse_steps=2),
-            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
-        )
-        batches = torch.utils.data.DataLoader([tiny_batch()] * 8, batch_size=None)
-        quiet: dict[str, Any] = {
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-        }
-        quiet["enable_model_summary"] = False
-        trainer = Trainer(max_steps=8, precision=precision, callbacks=[Watch()], **quiet)
-        trainer.fit(module, batches, batches)
-    return _check(losses[-1] - losses[0], -1e-3)
-
-
-def benchmark(tiny: bool, write: Callable[[Any], None] = lambda rows: None) -> dict[str, Any]:
-    """The rows of the suite, round by round while there is time."""
-    group = suite.GPU[0] if not tiny else suite.TINY_GPU
-    started, rounds, slowest = time.monotonic(), 0, 0.0
+    A contestant that fails leaves the later turns to the others.
+    """
+    group, rounds = _group(place, tiny), 1 if tiny else ROUNDS
     runs: suite.Runs = {name: [] for name in group.contestants}
-    result: dict[str, Any] = {}
-    limit = 0.0 if tiny else 0.9 * LIMITS["benchmark"]
-    while rounds < 2 or time.monotonic() - started + slowest < limit:
+    errors: dict[str, str] = {}
+    started, slowest, turn = time.monotonic(), 0.0, 0
+    while turn < rounds or (
+        not tiny and not errors and time.monotonic() - started + slowest < 0.9 * limit
+    ):
         begun = time.monotonic()
-        for name in group.contestants[:: 1 if rounds % 2 == 0 else -1]:
-            # PyTorch cannot count what TRL's kernels do on a GPU.
-            mode = "time" if CONTESTANTS[name].side == "trl" else "both"
-            runs[name].append(suite.run(group.workload, name, group.steps, group.batches, mode))
-            flops = {name: {"flops": None, **found[0]} for name, found in runs.items() if found}
-            ready = [row for row in group.rows if row.ours in flops and row.peer in flops]
-            pairs = {row: min(len(runs[row.ours]), len(runs[row.peer])) for row in ready}
-            rows = [
-                suite.summarise(row, group, {n: r[: pairs[row]] for n, r in runs.items()}, flops)
-                for row in ready
-            ]
-            result = {"rows": rows, "runs": runs}
-            write(result)
-        rounds, slowest = rounds + 1, time.monotonic() - begun
-    return result
+        for name in group.contestants[:: 1 if turn % 2 == 0 else -1]:
+            if name not in errors:
+                try:
+                    # Once, and without sampling: a counter takes its time.
+                    counted = place == 0 and turn == 0
+                    runs[name].append(_measured(group, name, counted))
+                except Exception:  # whatever it is, the others are to be measured
+                    errors[name] = traceback.format_exc()[-2000:]
+            write(_rows(group, runs, errors, rounds))
+        slowest, turn = max(slowest, time.monotonic() - begun), turn + 1
 
 
-def profile(contestant: str, tiny: bool) -> dict[str, Any]:
+def _measured(group: suite.Group, name: str, counted: bool) -> dict[str, Any]:
+    """One turn of a contestant, on a card that its forerunners have left."""
+    gc.collect()
+    held = 0
+    if _device() == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+    # PyTorch cannot count what TRL's kernels do on a GPU.
+    mode = "both" if counted and CONTESTANTS[name].side != "trl" else "time"
+    found: dict[str, Any] = worker.measure(group.workload, name, group.steps, group.batches, mode)
+    return {**found, "held_before": held}
+
+
+def _rows(
+    group: suite.Group, runs: suite.Runs, errors: dict[str, str], rounds: int
+) -> dict[str, Any]:
+    """Results of whole turns, and whether they are all that there should be."""
+    flops = {name: {"flops": None, **found[0]} for name, found in runs.items() if found}
+    rows = []
+    for row in group.rows:
+        turns = min(len(runs[row.ours]), len(runs[row.peer]))
+        if turns:
+            paired = {name: found[:turns] for name, found in runs.items()}
+            found = suite.summarise(row, group, paired, flops)
+            rows.append({**found, "met": found["met"] and turns >= rounds})
+    losses = _losses(group, runs)
+    enough = len(rows) == len(group.rows) and all(row["runs"] >= rounds for row in rows)
+    passed = enough and not errors and all(each["passed"] for each in losses.values())
+    return {"rows": rows, "losses": losses, "errors": errors, "passed": passed, "runs": runs}
+
+
+def _losses(group: suite.Group, runs: suite.Runs) -> dict[str, Any]:
+    """Mean losses of plain DPO, which must be TRL's: in bf16 the two sides round differently."""
+    if not runs.get("plain") or not runs.get("trl_best"):
+        return {}
+    mine = statistics.mean(runs["plain"][0]["losses"][: group.steps])
+    theirs = statistics.mean(runs["trl_best"][0]["losses"])
+    return {f"plain {mine:.4f}, trl_best {theirs:.4f}": gpu_checks.check(abs(mine - theirs), 0.05)}
+
+
+def profile(contestant: str, write: Write, limit: float, tiny: bool) -> None:
     """Where the time of one step goes."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    load = WORKLOADS["tiny" if tiny else "gpu_1b"]
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE == "cuda" else [])
-    watch = profiler(activities=activities)
+    group, device = _group(0, tiny), _device()
+    load = WORKLOADS[group.workload]
+    # The CPU's side of each operation would slow it down; calls of the driver come with the GPU's.
+    is_gpu = device == "cuda"
+    watch: Any = profiler(activities=[ProfilerActivity.CUDA if is_gpu else ProfilerActivity.CPU])
     times: list[float] = []
 
     def tick(loss: Any) -> None:
-        if DEVICE == "cuda":
+        if is_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter())
-        if len(times) == 3:
+        if len(times) == 4:
             watch.__enter__()
-        elif len(times) == 4:
+        elif len(times) == 5:
             watch.__exit__(None, None, None)
 
-    ours.train(load.prepare(suite.GPU[0].batches or 4), load, CONTESTANTS[contestant], 4, tick)
-    events = watch.key_averages()
-    busy = sum(event.self_device_time_total for event in events) / 1e6
-    top = sorted(events, key=lambda event: -event.self_device_time_total)[:15]
-    waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "aten::_local_scalar_dense")
+    folder = load.prepare(group.batches or group.steps)
+    ours.train(folder, load, CONTESTANTS[contestant], 5, tick)
+    step = times[3] - times[2]  # without the profiler
+    write({"step_s": step, "passed": True})
+    where = summary(watch.events(), device.upper())
+    write({"step_s": step, **where, "passed": bool(where["kernels_ms"])})
+
+
+def summary(events: Iterable[Any], device: str) -> dict[str, Any]:
+    """Kernels by time, the share of the time in which none ran, and waits for the device.
+
+    Args:
+        events: Of a profile.
+        device: Whose events count as kernels: ``CUDA``, or ``CPU`` for a dry run.
+
+    Returns:
+        Milliseconds and numbers.
+    """
+    kernels: dict[str, list[float]] = {}
+    waits: dict[str, list[float]] = {}
+    spans = []
+    for event in events:
+        start, end = event.time_range.start, event.time_range.end  # µs
+        if event.device_type.name == device and not event.is_user_annotation:
+            kernels.setdefault(event.name[:90], []).append(end - start)
+            spans.append((start, end))
+        elif event.name in WAITS:
+            waits.setdefault(event.name, []).append(end - start)
+    busy, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    whole = until - min(spans)[0] if spans else 0.0
+    top = sorted(kernels.items(), key=lambda entry: -sum(entry[1]))[:20]
     return {
-        "step_s": times[2] - times[1],  # without the profiler
-        "device_busy_s": busy,
-        "kernels_ms": {event.key[:90]: event.self_device_time_total / 1e3 for event in top},
-        "waits_for_the_device": {event.key: event.count for event in events if event.key in waits},
+        "device_busy_ms": busy / 1e3,
+        "idle_share": 1 - busy / whole if whole else None,
+        "kernel_count": len(spans),
+        "kernels_ms": {name: [sum(each) / 1e3, len(each)] for name, each in top},
+        "waits_ms": {name: [sum(each) / 1e3, len(each)] for name, each in waits.items()},
     }
 
 
-PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Write, float, bool], None]] = {
     "environment": environment,
     "correctness": correctness,
-    "benchmark": benchmark,
-    "profile_plain": functools.partial(profile, "plain_online_reference"),
+    "benchmark_dpo": functools.partial(benchmark, 0),
+    "profile_plain": functools.partial(profile, "plain"),
+    "benchmark_tidpo": functools.partial(benchmark, 1),
     "profile_tidpo": functools.partial(profile, "tidpo"),
 }
 
 
-def run_part(name: str, target: Path, tiny: bool) -> None:
-    """Run a part in its own process and write what it found, or why it failed, into ``target``."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--part", name]
-    command += ["--output", str(target.parent), *(["--tiny"] if tiny else [])]
-    started = time.monotonic()
-    part = target.with_suffix(f".{name}.json")
-    part.unlink(missing_ok=True)
-    # A session of its own, so that what the part has started ends with it and frees the device.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+class Part:
+    """A part's process: it loads its libraries at once, and starts when it is told to.
+
+    Args:
+        name: A key of ``PARTS``.
+        output: Folder of the results.
+        tiny: Whether to run at sizes for a dry run.
+    """
+
+    def __init__(self, name: str, output: Path, tiny: bool) -> None:
+        self.name = name
+        self.file = output / f"gpu.{name}.json"
+        self.file.unlink(missing_ok=True)
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.gpu", "--part", name]
+        command += ["--output", str(output), *(["--tiny"] if tiny else [])]
+        # A session of its own, so that what the part has started ends with it and frees the device.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, limit: float) -> dict[str, Any]:
+        """Let it start, and wait for it.
+
+        Returns:
+            What it found, and as ``error`` why it failed, if it did.
+        """
+        started, error = time.monotonic(), None
+        try:
+            self._process.communicate(f"{limit}\n", timeout=limit)
+        except subprocess.TimeoutExpired:
+            error = f"not done within {limit:.3g} s"
+        self.stop()
+        if error is None and self._process.returncode:
+            self._errors.seek(0)
+            error = f"status {self._process.returncode}: {self._errors.read()[-2000:]}"
+        found = json.loads(self.file.read_text()) if self.file.exists() else {}
+        self.file.unlink(missing_ok=True)
+        passed = error is None and bool(found.get("passed"))
+        seconds = time.monotonic() - started
+        return {**found, "error": error, "seconds": seconds, "passed": passed}
+
+    def stop(self) -> None:
+        """End the process and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def run_parts(names: Iterable[str], target: Path, tiny: bool) -> bool:
+    """Run parts one after the other and write each into a file when it is done.
+
+    Returns:
+        Whether all of them passed.
+    """
+    parts = [Part(name, target.parent, tiny) for name in names]
+    whole = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    started, passed = time.monotonic(), True
     try:
-        _, errors = process.communicate(timeout=LIMITS[name])
-        error = errors[-2000:] if process.returncode else None
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        error = f"not done within {LIMITS[name]} s"
-    found = json.loads(part.read_text()) if part.exists() else {}
-    part.unlink(missing_ok=True)
-    whole = json.loads(target.read_text()) if target.exists() else {}
-    whole[name] = {"error": error, "seconds": time.monotonic() - started, **found}
-    target.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    print(f"{name}: {'done' if error is None else 'FAILED'} in {whole[name]['seconds']:.0f} s")
-    if error is not None:
-        print(error)
+        for part in parts:
+            left = SECONDS - (time.monotonic() - started)
+            found = part.run(min(LIMITS[part.name], max(1.0, left)))
+            whole[part.name] = found
+            passed = passed and found["passed"]
+            target.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+            print("\n".join(describe(part.name, found)), flush=True)
+    finally:
+        for part in parts:
+            part.stop()
+    return passed
+
+
+def describe(name: str, found: dict[str, Any]) -> list[str]:
+    """Lines that tell what a part found."""
+    lines = [f"{name}: {'passed' if found['passed'] else 'FAILED'} in {found['seconds']:.0f} s"]
+    for row in found.get("rows", []):
+        low, middle, high = (row[f"ratio_{which}"] for which in ("min", "median", "max"))
+        shares = ", ".join("-" if each is None else f"{each:.0%}" for each in row["utilisation"])
+        lines.append(
+            f"  {row['name']}: {middle:.2f} ({low:.2f} to {high:.2f}, {row['runs']} runs), target "
+            f"{row['target']}; {row['ours']:.4g} and {row['peer']:.4g} {row['unit']}; "
+            f"of the peak {shares}"
+        )
+    failed = [key for key, each in found.get("checks", {}).items() if not each["passed"]]
+    errors = [found["error"], *found.get("errors", {}).values()]
+    return [*lines, *(f"  not as on the CPU: {key}" for key in failed), *filter(None, errors)]
 
 
 def main() -> None:
-    """Run all parts, or one in this process; status 1 if any failed."""
+    """Run all parts, some, or one in this process; status 1 if any did not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="other results are kept")
+    parser.add_argument("--part", choices=PARTS, help="run it here; its limit comes as input")
     parser.add_argument("--tiny", action="store_true", help="sizes for a dry run on a CPU")
     arguments = parser.parse_args()
-    target = arguments.output / "gpu.json"
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
     if arguments.part:
-        part = target.with_suffix(f".{arguments.part}.json")
-
-        def write(found: dict[str, Any]) -> None:
-            part.write_text(json.dumps(found), encoding="utf-8")
-
-        if arguments.part == "benchmark":
-            benchmark(arguments.tiny, write)
-        else:
-            write(PARTS[arguments.part](arguments.tiny))
+        limit = sys.stdin.readline()
+        if limit:  # none comes if the command has ended meanwhile
+            file = output / f"gpu.{arguments.part}.json"
+            PARTS[arguments.part](functools.partial(_put, file), float(limit), arguments.tiny)
         return
-    target.unlink(missing_ok=True)
-    for name in PARTS:
-        run_part(name, target, arguments.tiny)
-    whole = json.loads(target.read_text())
-    failed = any(part["error"] for part in whole.values())
-    raise SystemExit(int(failed or not whole["correctness"].get("passed")))
+    target = output / "gpu.json"
+    if not arguments.only:
+        target.unlink(missing_ok=True)
+    raise SystemExit(int(not run_parts(arguments.only or PARTS, target, arguments.tiny)))
+
+
+def _put(file: Path, found: dict[str, Any]) -> None:
+    """Write what was found so far; a part that is killed meanwhile leaves what stood there."""
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(found), encoding="utf-8")
+    beside.replace(file)
 
 
 if __name__ == "__main__":

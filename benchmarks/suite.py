@@ -178,6 +178,7 @@ SHAPES = (
 
 SWEEPS = {"length": LENGTHS, "pairs": PAIRS, "width": WIDTHS}
 
+# Eight measured steps, each batch once, for which kept anchors are sampled once.
 GPU = (
     Group(
         "gpu_1b",
@@ -186,6 +187,13 @@ GPU = (
             Row("dpo_speed_vs_trl_best", "plain", "trl_best", "wall_s", True, 1.3),
             Row("dpo_memory_vs_trl_best", "plain", "trl_best", "memory"),
             Row("gradient_importance_overhead", "importance", "plain", "wall_s", target=1.3),
+        ),
+        batches=8,
+    ),
+    Group(
+        "gpu_1b",
+        10,
+        (
             Row(
                 "tidpo_reused_anchors_vs_trl_dpo", "tidpo_reuse_8", "trl_best", "wall_s", target=1.2
             ),
@@ -195,7 +203,7 @@ GPU = (
     ),
 )
 # The same rows at a size for a dry run.
-TINY_GPU = replace(GPU[0], workload="tiny", steps=4, batches=2)
+TINY_GPU = tuple(replace(group, workload="tiny", steps=4, batches=2) for group in GPU)
 
 
 def run(workload: str, contestant: str, steps: int, batches: int | None, mode: str) -> Any:
