@@ -41,7 +41,7 @@ SECONDS = 460.0
 
 # Of each part, in seconds. What is left in the end is that of the last rows, too.
 LIMITS = {
-    "environment": 60.0,
+    "environment": 90.0,
     "correctness": 60.0,
     "benchmark_dpo": 190.0,
     "profile_plain": 45.0,
