@@ -36,8 +36,6 @@ gpu: $(VENV)/.dev
 
 # Hours of two cores, said in docs/findings.md; each part goes on where it stopped.
 evidence: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.evidence.defects --output runs/evidence/defects.json
-	$(BIN)/python -m benchmarks.evidence run --grid configs/evidence/tuning.yaml
 	$(BIN)/python -m benchmarks.evidence run
 	$(BIN)/python -m benchmarks.evidence collect
 	$(BIN)/python -m benchmarks.evidence report

@@ -1,43 +1,77 @@
-"""Draw what was measured into ``docs/performance.md``: ``python -m benchmarks.report``."""
+"""The report writer, and what it draws of the speed: ``python -m benchmarks.report``."""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path("docs/performance.md")
-RESULTS = Path("benchmarks/results")
+import matplotlib as mpl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/performance.md"
+
+# <!-- NAME --> ... <!-- end NAME -->, or <!-- evidence:NAME --> ... <!-- /evidence -->
+_MARKED = re.compile(
+    r"(<!-- (?:evidence:)?(\w+) -->\n).*?(<!-- (?:/evidence|end \2) -->)", re.DOTALL
+)
+
+mpl.rcParams["svg.hashsalt"] = "evidence"  # the same figure gives the same file
+
+
+def rendered(template: str, block: str, values: Mapping[str, Any]) -> str:
+    """A block of a template in ``benchmarks/templates``, as Markdown that ends with its line."""
+    found = _environment().get_template(f"{template}.md.jinja")
+    text = "".join(found.blocks[block](found.new_context(dict(values))))
+    return text.strip("\n") + "\n"
+
+
+def _environment() -> Environment:
+    folder = FileSystemLoader(Path(__file__).with_name("templates"))
+    made = Environment(
+        loader=folder, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {"shown": shown, "listed": listed, "below": below, "median": statistics.median}
+    return made
+
+
+def shown(figure: Mapping[str, Any], digits: int = 3, sign: str = "", name: str = "mean") -> str:
+    """A figure with its interval, such as ``0.553 [0.527, 0.583]``."""
+    values = (figure[name], *figure["interval"])
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in values)
+    return f"{mean} [{low}, {high}]"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in brackets; nothing if there are none."""
+    return f" ({', '.join(names)})" if names else ""
+
+
+def below(curves: tuple[Sequence[float], Sequence[float]]) -> int:
+    """Points at which the second curve is below the first."""
+    return sum(b < a for a, b in zip(*curves, strict=True))
+
+
+def filled(page: str, parts: Mapping[str, str]) -> str:
+    """Exchange what stands between the marks of a page; one that names no part is a KeyError."""
+    return _MARKED.sub(lambda mark: f"{mark[1]}{parts[mark[2]]}{mark[3]}", page)
+
+
+def save(figure: Figure, file: Path, **options: Any) -> Path:
+    """Write a figure without the date."""
+    figure.savefig(file, metadata={"Date": None}, **options)
+    return file
 
 
 def line(result: dict[str, Any]) -> str:
-    """One result as a line of a table."""
-    target = ""
-    if result["target"] is not None:
-        sign = "≥" if result["ratio"].startswith("peer") else "≤"
-        target = f"{sign} {result['target']:g}: {'met' if result['met'] else 'not met'}"
-    ours, peer = result["contestants"]
-    figures = f"{result['ours']:.4g} | {result['peer']:.4g} | {result['unit']}"
-    spread = f"{result['ratio_min']:.2f} to {result['ratio_max']:.2f}"
-    return (
-        f"| `{result['name']}` | {ours} | {peer} | {figures} | **{result['ratio_median']:.2f}** "
-        f"({spread}) | {result['wall_ratio_median']:.2f} | {result['flops_ratio']:.2f} | {target} |"
-    )
-
-
-HEAD = (
-    "| row | ours | peer | ours | peer | unit | ratio, median (range) | ratio of wall time | "
-    "ratio of FLOPs | target |\n|---|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """All results as a Markdown table, and where they were measured."""
-    first = results[0]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    note = f"{first['device']}, {first['threads']} thread(s) a process, {first['runs']} runs each; "
-    return "\n".join([HEAD, *map(line, results), "", f"{note}{versions}.{utilisation(results)}"])
+    """One result of the speed as a line of a table."""
+    return rendered("performance", "line", result).strip()
 
 
 def utilisation(results: list[dict[str, Any]]) -> str:
@@ -52,100 +86,62 @@ def utilisation(results: list[dict[str, Any]]) -> str:
     return f" Share of the GPU's peak operations: {listed}." if shares else ""
 
 
-def insert(page: str, mark: str, text: str) -> str:
-    """Exchange what stands between the marks ``<!-- mark -->`` and ``<!-- end mark -->``."""
-    start, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
-    before, rest = page.split(start)
-    _, after = rest.split(end)
-    return f"{before}{start}\n{text}\n{end}{after}"
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "lit_tidpo"  # the same figure gives the same file
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def plot(results: list[dict[str, Any]], file: Path) -> None:
     """Draw the ratios with their ranges."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(results) + 1))
+    figure = Figure(figsize=(8, 0.34 * len(results) + 1))
+    axes = figure.subplots()
     for place, result in enumerate(reversed(results)):
         low, middle, high = (result[f"ratio_{which}"] for which in ("min", "median", "max"))
         colour = "tab:green" if result["met"] else "tab:red"
-        axes.errorbar(
-            middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=colour, capsize=3
-        )
+        bars = {"xerr": [[middle - low], [high - middle]], "fmt": "o", "capsize": 3}
+        axes.errorbar(middle, place, color=colour, **bars)
         if result["target"] is not None:
             axes.plot(result["target"], place, "|", color="black", markersize=14)
     axes.set_yticks(range(len(results)), [result["name"] for result in reversed(results)])
     axes.axvline(1, color="grey", linewidth=0.5)
-    axes.set_xscale("log")
-    axes.set_xlabel("ratio (bars: targets)")
-    figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
-    pyplot.close(figure)
-
-
-def scaling_table(points: list[dict[str, Any]]) -> str:
-    """Time, memory and operations along each axis as a Markdown table."""
-    head = (
-        "| axis | value | µs per token, median (range) | peak memory, GB | MFLOP per token | "
-        "GFLOP per second |\n|---|---|---|---|---|---|"
-    )
-    lines = []
-    for point in points:
-        times = point["us_per_token"]
-        middle, operations = statistics.median(times), point["flops_per_token"]
-        lines.append(
-            f"| {point['axis']} | {point['value']} | {middle:.0f} ({min(times):.0f} to "
-            f"{max(times):.0f}) | {statistics.median(point['memory_gb']):.2f} | "
-            f"{operations / 1e6:.1f} | {operations / middle / 1e3:.1f} |"
-        )
-    return "\n".join([head, *lines])
+    axes.set(xscale="log", xlabel="ratio (bars: targets)")
+    save(figure, file, bbox_inches="tight")
 
 
 def plot_scaling(points: list[dict[str, Any]], file: Path) -> None:
     """Draw time per token, as measured and in proportion to the operations, and peak memory."""
-    pyplot = _pyplot()
-    axes_names = list(dict.fromkeys(point["axis"] for point in points))
-    figure, panels = pyplot.subplots(2, len(axes_names), figsize=(11, 6), squeeze=False)
-    for column, axis in enumerate(axes_names):
+    axes = list(dict.fromkeys(point["axis"] for point in points))
+    figure = Figure(figsize=(11, 6))
+    panels = figure.subplots(2, len(axes), squeeze=False)
+    for (above, below), axis in zip(panels.T, axes, strict=True):
         chosen = [point for point in points if point["axis"] == axis]
-        values = [point["value"] for point in chosen]
-        times = [statistics.median(point["us_per_token"]) for point in chosen]
-        flops = [point["flops_per_token"] for point in chosen]
-        memory = [statistics.median(point["memory_gb"]) for point in chosen]
-        panels[0][column].plot(values, times, "o-", label="measured")
+        values, flops = ([each[key] for each in chosen] for key in ("value", "flops_per_token"))
+        times, memory = (
+            [statistics.median(each[key]) for each in chosen]
+            for key in ("us_per_token", "memory_gb")
+        )
+        above.plot(values, times, "o-", label="measured")
         expected = [times[0] * each / flops[0] for each in flops]
-        panels[0][column].plot(values, expected, "--", label="in proportion to the FLOPs")
-        panels[1][column].plot(values, memory, "o-")
-        for panel, label in zip(panels[:, column], ("µs per token", "peak GB"), strict=True):
+        above.plot(values, expected, "--", label="in proportion to the FLOPs")
+        below.plot(values, memory, "o-")
+        for panel, label in ((above, "µs per token"), (below, "peak GB")):
             panel.set(xscale="log", yscale="log", xlabel=axis, ylabel=label)
     panels[0][0].legend()
     figure.tight_layout()
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, file)
 
 
 def main() -> None:
     """Write the tables and plots of all results that are there."""
-    page = PAGE.read_text(encoding="utf-8")
-    file = RESULTS / "cpu.json"
-    if file.exists():
+    parts = {"cpu": "", "scaling": ""}
+    for name in parts:
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            continue
         results = json.loads(file.read_text(encoding="utf-8"))
-        plot(results, PAGE.parent / "performance_cpu.svg")
-        page = insert(page, "cpu", f"{table(results)}\n\n![Ratios](performance_cpu.svg)")
-    file = RESULTS / "scaling.json"
-    if file.exists():
-        points = json.loads(file.read_text(encoding="utf-8"))
-        plot_scaling(points, PAGE.parent / "performance_scaling.svg")
-        text = f"{scaling_table(points)}\n\n![Scaling](performance_scaling.svg)"
-        page = insert(page, "scaling", text)
-    PAGE.write_text(page, encoding="utf-8")
+        draw = plot_scaling if name == "scaling" else plot
+        draw(results, PAGE.parent / f"performance_{name}.svg")
+        values = {"points": results, "first": results[0], "device": name}
+        if name != "scaling":
+            values |= {"lines": map(line, results), "utilisation": utilisation(results)}
+        block = "scaling" if name == "scaling" else "results"
+        parts[name] = rendered("performance", block, values)
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

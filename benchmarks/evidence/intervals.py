@@ -1,142 +1,112 @@
-"""Means with intervals, paired tests, and the correction for asking many questions."""
+"""Means with intervals, paired tests, and how well scores rank what is marked."""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
 from scipy import stats
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        mean: The mean.
-        interval: Ends of its 95 % interval, from Student's t with one degree of freedom less than
-            there are seeds.
-        seeds: The values that went into it, by seed.
-    """
-
-    mean: float
-    interval: tuple[float, float]
-    seeds: Mapping[str, float]
-
-    @property
-    def half_width(self) -> float:
-        """Half of the interval's width."""
-        return (self.interval[1] - self.interval[0]) / 2
+DRAWS = 1000
+Figure = dict[str, Any]  # a mean and the ends of its 95 % interval, as JSON holds them
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An entry minus another one on the same seeds.
-
-    Attributes:
-        difference: Mean of the differences.
-        interval: Ends of its 95 % interval.
-        p: Two-sided p of the paired t-test.
-        p_wilcoxon: Two-sided p of Wilcoxon's signed-rank test, exact. With 5 seeds it cannot fall
-            below 0.0625.
-        p_holm: ``p`` after Holm's correction over the table.
-    """
-
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    p_wilcoxon: float
-    p_holm: float
-
-
-def estimate(values: Mapping[str, float]) -> Estimate:
-    """Mean and 95 % interval over seeds.
-
-    Args:
-        values: Value by seed; one alone has no interval, which is then infinite.
-
-    Example:
-        >>> one = estimate({"0": 1.0, "1": 2.0, "2": 3.0})
-        >>> one.mean, round(one.half_width, 3)
-        (2.0, 2.484)
-    """
+def estimate(values: Mapping[str, float]) -> Figure:
+    """Mean of values by seed, with an interval by Student's t; of one seed it is infinite."""
     numbers = list(values.values())
-    return Estimate(statistics.fmean(numbers), _interval(numbers), dict(values))
+    interval = _interval(numbers, 1 / len(numbers), 0.95)
+    return {"mean": statistics.fmean(numbers), "interval": interval, "seeds": dict(values)}
 
 
-def compare(values: Mapping[str, float], others: Mapping[str, float]) -> Comparison:
-    """Paired tests on the seeds that both have, before any correction.
+def prediction_interval(values: Sequence[float], size: int, level: float) -> list[float]:
+    """Where the mean of ``size`` further values lies: ``mean ± t s sqrt(1/n + 1/size)``."""
+    return _interval(values, 1 / len(values) + 1 / size, level)
 
-    Args:
-        values: Value by seed.
-        others: Value by seed.
+
+def _interval(values: Sequence[float], variance: float, level: float) -> list[float]:
+    """The mean, give or take quantiles of t; ``variance`` is in units of that of the values."""
+    if len(values) < 2:
+        return [-math.inf, math.inf]
+    scale = statistics.stdev(values) * math.sqrt(variance)
+    reach = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * scale
+    mean = statistics.fmean(values)
+    return [mean - reach, mean + reach]
+
+
+def compare(values: Mapping[str, float], others: Mapping[str, float]) -> Figure:
+    """Paired tests of values by seed, on the seeds that both have.
 
     Returns:
-        The comparison, with ``p_holm`` equal to ``p``.
+        ``difference`` and its ``interval``, two-sided ``p`` of the t-test and ``p_wilcoxon`` of
+        Wilcoxon's exact one, which cannot fall below 0.0625 with 5 seeds.
     """
-    shared = [seed for seed in values if seed in others]
-    differences = [values[seed] - others[seed] for seed in shared]
+    differences = [values[seed] - others[seed] for seed in values if seed in others]
     if len({*differences}) == 1:  # no spread: the tests are not defined
-        p = 1.0 if differences[0] == 0 else 0.0
-        wilcoxon = 1.0 if p else min(1.0, 2 * 0.5 ** len(shared))
+        p = float(differences[0] == 0)
+        wilcoxon = p or min(1.0, 2 * 0.5 ** len(differences))
     else:
-        p = float(stats.ttest_rel([values[s] for s in shared], [others[s] for s in shared]).pvalue)
-        wilcoxon = float(stats.wilcoxon(differences).pvalue)  # exact for as few as these
-    return Comparison(statistics.fmean(differences), _interval(differences), p, wilcoxon, p)
+        p = float(stats.ttest_1samp(differences, 0).pvalue)
+        wilcoxon = float(stats.wilcoxon(differences).pvalue)
+    found = estimate(dict(enumerate(differences)))
+    return {
+        "difference": found["mean"],
+        "interval": found["interval"],
+        "p": p,
+        "p_wilcoxon": wilcoxon,
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction.
+    """Holm's correction: the i-th smallest of m times ``m - i + 1``, none below a smaller one's."""
+    order, corrected = np.argsort(p_values), np.empty(len(p_values))
+    factors = np.arange(len(p_values), 0, -1)
+    corrected[order] = np.maximum.accumulate(np.minimum(np.take(p_values, order) * factors, 1))
+    return [float(p) for p in corrected]
 
-    The i-th smallest of m is multiplied by ``m - i + 1``; none falls below a smaller one's.
 
-    Args:
-        p_values: The p-values of one family of tests.
+def clustered(values: Sequence[float], clusters: Sequence[str]) -> Figure:
+    """Mean over rows, with a bootstrap interval that draws whole clusters.
 
-    Returns:
-        Corrected p-values in the same order.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
+    Rows of one module share its style and often its functions: they are not independent.
     """
-    corrected, least = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = least
-    return corrected
+    members: dict[str, list[float]] = defaultdict(list)
+    for value, cluster in zip(values, clusters, strict=True):
+        members[cluster].append(value)
+    totals = torch.tensor(
+        [[sum(group), len(group)] for group in members.values()], dtype=torch.float64
+    )
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(totals), (DRAWS, len(totals)), generator=generator)
+    sums = totals[drawn].sum(1)
+    ends = (sums[:, 0] / sums[:, 1]).quantile(torch.tensor([0.025, 0.975]).double())
+    return {"mean": statistics.fmean(values), "interval": ends.tolist()}
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's, or NaN where either has no order."""
-    if len({*first}) < 2 or len({*second}) < 2:
-        return math.nan
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
+    """Spearman's; 0 where one of them has all values alike."""
+    if min(len(np.unique(first)), len(np.unique(second))) < 2:
+        return 0.0
     return float(stats.spearmanr(first, second).statistic)
 
 
-def prediction_interval(values: Sequence[float], size: int, level: float) -> tuple[float, float]:
-    """Where the mean of ``size`` further values lies.
-
-    ``mean +- t s sqrt(1/n + 1/size)``, for values of one normal distribution.
-
-    Args:
-        values: At least two values.
-        size: How many the later mean is of.
-        level: Probability, such as 0.999.
-    """
-    count = len(values)
-    spread = statistics.stdev(values) * math.sqrt(1 / count + 1 / size)
-    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * spread
-    mean = statistics.fmean(values)
-    return mean - reach, mean + reach
+def auroc(scores: ArrayLike, marked: ArrayLike) -> float:
+    """Chance that a marked value scores higher than another one; ties count one half."""
+    ranks, marks = stats.rankdata(scores), np.asarray(marked)
+    hits, others = marks.sum(), (~marks).sum()
+    return float((ranks[marks].sum() - hits * (hits + 1) / 2) / (hits * others))
 
 
-def _interval(numbers: Sequence[float]) -> tuple[float, float]:
-    if len(numbers) < 2:
-        return -math.inf, math.inf
-    error = statistics.stdev(numbers) / math.sqrt(len(numbers))
-    reach = float(stats.t.ppf(0.975, len(numbers) - 1)) * error
-    mean = statistics.fmean(numbers)
-    return mean - reach, mean + reach
+def precision(scores: ArrayLike, marked: ArrayLike, k: int) -> float:
+    """Share of marked values among the ``k`` highest scores; ties share the last places."""
+    values, marks = np.asarray(scores), np.asarray(marked)
+    k = min(k, len(values))
+    least = np.sort(values)[-k]
+    above, tied = values > least, values == least
+    hits = marks[above].sum() + (k - above.sum()) * marks[tied].mean()
+    return float(hits / k)

@@ -1,28 +1,32 @@
-"""The report: Markdown, a page, plots, and the figures in the documentation."""
+"""The evidence as Markdown, a page with plots, and the figures in the documentation."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import markdown
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from benchmarks.evidence.estimator_tables import estimator_sections
 from benchmarks.evidence.grid import DEFAULT
-from benchmarks.evidence.plots import draw_plots
-from benchmarks.evidence.shape import curve_shape, paper_figures, shape
+from benchmarks.evidence.intervals import rank_correlation
+from benchmarks.report import filled, rendered, save
 
-Sections = dict[str, str]
-
-_MARKED = re.compile(r"(<!-- evidence:(\w+) -->\n).*?(<!-- /evidence -->)", re.DOTALL)
+PAPER, TEMPLATE = Path(__file__).with_name("paper.yaml"), "evidence"
+LEVEL = 0.05
+LOSS = "train/loss/total"
+STUDIED = ("estimators", "weights", "mitigations", "faithfulness", "stability", "unseen")
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
     "table{border-collapse:collapse;margin:1em 0}"
     "td,th{padding:.2em .7em;border-bottom:1px solid #ccc;"
     "text-align:right}td:first-child,th:first-child{text-align:left}img,svg{max-width:100%}"
 )
+
+Place = tuple[str, str]  # method, setting
 
 
 def write_report(evidence: dict[str, Any], folder: Path, findings: Path) -> None:
@@ -33,138 +37,126 @@ def write_report(evidence: dict[str, Any], folder: Path, findings: Path) -> None
         folder: Where reports go.
         findings: Page with places for figures, ``<!-- evidence:NAME --> ... <!-- /evidence -->``.
     """
-    parts = sections(evidence)
-    plots = draw_plots(evidence, folder)
-    text = "# Evidence\n\n" + "\n".join(
-        f"{part}\n{_images(plots.get(name, []))}" for name, part in parts.items()
-    )
+    parts, plots = sections(evidence), draw_plots(evidence, folder)
+    images = {name: f"\n![{name}]({plot.name})\n" for name, plot in plots.items()}
+    text = "\n".join(f"{part}\n{images.get(name, '')}" for name, part in parts.items())
+    text = f"# Evidence\n\n{text}"
     (folder / "report.md").write_text(text, encoding="utf-8")
     body = markdown.markdown(text, extensions=["tables"])
-    for plot in (path for paths in plots.values() for path in paths):
-        drawing = plot.read_text(encoding="utf-8")
-        inline = drawing[drawing.index("<svg") :]
-        image = re.search(rf'<img [^>]*src="{re.escape(plot.name)}"[^>]*>', body)
-        assert image is not None  # written above
-        body = body.replace(image[0], inline)
+    for name, plot in plots.items():
+        drawing = plot.read_text(encoding="utf-8").partition("<svg")
+        body = body.replace(f'<img alt="{name}" src="{plot.name}" />', "".join(drawing[1:]))
     head = f"<!doctype html><meta charset=utf-8><title>Evidence</title><style>{_STYLE}</style>"
     (folder / "report.html").write_text(head + body, encoding="utf-8")
-    findings.write_text(filled(findings.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    findings.write_text(filled(findings.read_text(encoding="utf-8"), framed(parts)), "utf-8")
 
 
-def filled(page: str, parts: Sections) -> str:
-    """Put sections between a page's marks.
-
-    Args:
-        page: Markdown with ``<!-- evidence:NAME -->`` and ``<!-- /evidence -->``.
-        parts: Sections by name.
-
-    Returns:
-        The page with each marked place replaced.
-
-    Raises:
-        KeyError: If a mark names no section.
-    """
-    return _MARKED.sub(lambda mark: f"{mark[1]}\n{parts[mark[2]]}\n{mark[3]}", page)
+def framed(parts: Mapping[str, str]) -> dict[str, str]:
+    """Sections with the blank lines that they have between the page's marks."""
+    return {name: f"\n{part}\n" for name, part in parts.items()}
 
 
-def sections(evidence: Mapping[str, Any]) -> Sections:
+def sections(evidence: Mapping[str, Any]) -> dict[str, str]:
     """All sections of the report as Markdown, by name."""
-    paper = paper_figures()
-    parts = {"about": _about(evidence["provenance"])}
+    about, paper = evidence["provenance"], yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    titles, parts = about["titles"], {"about": rendered(TEMPLATE, "about", about)}
     for name, table in (evidence["tables"] | evidence.get("tuning", {})).items():
-        lines = [f"## {table['title']}", ""]
-        for task in table["results"]:
-            lines += _task_lines(evidence["provenance"], table, task, paper.get(name, {}))
-        parts[name] = "\n".join(lines)
-    parts["b10"] = _curves(evidence, paper)
-    return parts | estimator_sections(evidence)
+        compared = list(comparisons(about, table, paper.get(name, {})))
+        values = {"title": table["title"], "parts": compared, "titles": titles}
+        parts[name] = rendered(TEMPLATE, "table", values)
+    values = {**evidence, "paper": paper["b10"]["loss"]}
+    parts["b10"] = rendered(TEMPLATE, "b10", values)
+    if "estimators" in evidence:
+        values = {**evidence["defects"], "estimators": evidence["estimators"]}
+        parts |= {name: rendered(TEMPLATE, name, values) for name in STUDIED}
+    return parts
 
 
-def _about(provenance: Mapping[str, Any]) -> str:
-    seeds, hours = provenance["seeds"], provenance["cpu_seconds"] / 3600
-    return (
-        f"{provenance['cells']} runs with the seeds {', '.join(map(str, seeds))}, "
-        f"{hours:.1f} hours of one core in all; Python {provenance['python']}, torch "
-        f"{provenance['torch']}, {provenance['machine']}. Figures are means over seeds, ± half of "
-        f"the 95 % interval (Student's t, {len(seeds) - 1} degrees of freedom), which covers "
-        "data order, anchors and flips, not the choice of the test pairs, which all runs share. "
-        "Differences are paired by seed; p is of the paired t-test, with Holm's correction over "
-        "the table's comparisons with one entry on one task. Wilcoxon's test is in the JSON.\n"
-    )
+def comparisons(about: Any, table: Any, paper: Any) -> Iterator[dict[str, Any]]:
+    """What the template shows of each task and measure of a table."""
+    for task, results in table["results"].items():
+        names, measures = about["tasks"][task], {}
+        for measure, beside in table["measures"].items():
+            measures.setdefault(names.get(measure, measure), beside)  # it may be the headline
+        for metric, beside in measures.items():
+            found, figures = entries(results, metric), _flat(paper.get(beside, {}))
+            others = dict.fromkeys(o for entry in found.values() for o in entry.get("against", ()))
+            settings = {method: list(of) for method, of in results.items()}
+            pairs = [(found[place]["mean"], figures[place]) for place in found if place in figures]
+            yield {
+                "task": names,
+                "metric": metric,
+                "beside": beside,
+                "entries": found,
+                "paper": figures,
+                "settings": any(setting != DEFAULT for _, setting in found),
+                "ends": {method: (of[0], of[-1]) for method, of in settings.items()},
+                "names": {o: label(o.partition("/")[::2], about["titles"]) for o in others},
+                "compared": {o: outcomes(found, figures, o, about["titles"]) for o in others},
+                "ranked": len(pairs),
+                "rank_correlation": rank_correlation(*zip(*pairs, strict=True)) if pairs else 0,
+            }
 
 
-def _task_lines(about: Any, table: Any, task: str, paper: Any) -> Iterator[str]:
-    titles, results = about["titles"], table["results"][task]
-    shown = set()
-    for measure, beside in table["measures"].items():
-        metric = about["tasks"][task].get(measure, measure)
-        if metric in shown:  # it is the task's headline
-            continue
-        shown.add(metric)
-        figures = paper.get(beside, {})
-        yield f"**{about['tasks'][task]['title']}**, `{metric}`"
-        yield ""
-        yield from _rows(results, metric, figures, beside, titles)
-        yield ""
-        yield shape(results, metric, figures, titles)
-        yield ""
-
-
-def _rows(
-    results: Any, metric: str, paper: Any, beside: str, titles: Mapping[str, str]
-) -> Iterator[str]:
-    entries = [(m, s, results[m][s]["metrics"]) for m in results for s in results[m]]
-    entries = [(m, s, metrics[metric]) for m, s, metrics in entries if metric in metrics]
-    others = list(dict.fromkeys(o for _, _, e in entries for o in e.get("against", {})))
-    compared = [part for other in others for part in (f"minus {_name(other, titles)}", "p (Holm)")]
-    settings = any(setting != DEFAULT for _, setting, _ in entries)
-    head = ["method", *(["setting"] if settings else []), "here", *compared]
-    head += [f"paper: {beside}"] if beside else []
-    yield f"| {' | '.join(head)} |"
-    yield f"|{' --- |' * len(head)}"
-    for method, setting, entry in entries:
-        row = [titles[method], *([setting] if settings else []), _with_interval(entry)]
-        for other in others:
-            row += _compared(entry.get("against", {}).get(other))
-        figure = paper.get(method, {}).get(setting)
-        row += ["" if figure is None else f"{figure:.3f}"] if beside else []
-        yield f"| {' | '.join(row)} |"
-
-
-def _name(other: str, titles: Mapping[str, str]) -> str:
+def outcomes(
+    found: Mapping[Place, Any], figures: Mapping[Place, float], other: str, titles: Any
+) -> dict[str, list[str]]:
+    """Entries whose difference from another one has the ``same`` sign as the paper's, or not."""
     method, _, setting = other.partition("/")
-    return titles[method] + (f" at {setting}" if setting else "")
+    told: dict[str, list[str]] = {"same": [], "opposite": [], "unclear": []}
+    for place, entry in found.items():
+        here, there = entry.get("against", {}).get(other), figures.get(place)
+        base = figures.get((method, setting or place[1]), figures.get((method, DEFAULT)))
+        if here is not None and None not in (base, there) and there != base:
+            sign = "same" if (here["difference"] > 0) == (there > base) else "opposite"
+            told["unclear" if here["p_holm"] >= LEVEL else sign].append(label(place, titles))
+    return told
 
 
-def _with_interval(entry: Mapping[str, Any]) -> str:
-    low, high = entry["interval"]
-    return f"{entry['mean']:.3f} ± {(high - low) / 2:.3f}"
+def _flat(methods: Mapping[str, Mapping[str, Any]]) -> dict[Place, Any]:
+    return {(m, s): value for m, settings in methods.items() for s, value in settings.items()}
 
 
-def _compared(comparison: Mapping[str, Any] | None) -> list[str]:
-    if comparison is None:
-        return ["", ""]
-    low, high = comparison["interval"]
-    difference = f"{comparison['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return [difference, f"{comparison['p_holm']:.3f}"]
+def entries(results: Any, metric: str) -> dict[Place, Any]:
+    """A metric of each method and setting that has it."""
+    found = {place: entry["metrics"] for place, entry in _flat(results).items()}
+    return {place: metrics[metric] for place, metrics in found.items() if metric in metrics}
 
 
-def _curves(evidence: Mapping[str, Any], paper: Mapping[str, Any]) -> str:
-    titles = evidence["provenance"]["titles"]
-    lines = ["## Loss curves (Table B10)", ""]
-    for task, curves in evidence["curves"].items():
-        lines += [f"**{evidence['provenance']['tasks'][task]['title']}**", ""]
-        count = len(next(iter(curves.values()))["train/loss/total"])
-        lines += ["| window of training |" + "".join(f" {k} |" for k in range(1, count + 1))]
-        lines += ["|" + " --- |" * (count + 1)]
-        for method, quantities in curves.items():
-            means = [f"{point['mean']:.3f}" for point in quantities["train/loss/total"]]
-            lines += [f"| {titles[method]} | {' | '.join(means)} |"]
-            figures = [f"{value:.3f}" for value in paper["b10"]["loss"][method]]
-            lines += [f"| {titles[method]}, paper | {' | '.join(figures)} |"]
-        lines += ["", curve_shape(curves, paper["b10"]["loss"], titles), ""]
-    return "\n".join(lines)
+def label(place: Sequence[str], titles: Mapping[str, str], between: str = " at ") -> str:
+    """A method and its setting, for readers."""
+    method, setting = place
+    return titles[method] + (f"{between}{setting}" if setting not in ("", DEFAULT) else "")
 
 
-def _images(plots: list[Path]) -> str:
-    return "".join(f"\n![{plot.stem}]({plot.name})\n" for plot in plots)
+def draw_plots(evidence: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Draw every table and the training losses; the file of each section."""
+    about, drawn = evidence["provenance"], {}
+    for name, table in evidence["tables"].items():
+        figure, panels = _panels(table["results"])
+        for axes, (task, results) in zip(panels, table["results"].items(), strict=True):
+            first = next(iter(table["measures"]))
+            metric = about["tasks"][task].get(first, first)
+            found = dict(reversed(entries(results, metric).items()))
+            halves = [(e["interval"][1] - e["interval"][0]) / 2 for e in found.values()]
+            means = [entry["mean"] for entry in found.values()]
+            axes.errorbar(means, range(len(means)), xerr=halves, fmt="o", capsize=3)
+            names = [label(place, about["titles"], " ") for place in found]
+            axes.set_yticks(range(len(means)), names, fontsize=8)
+            axes.set_title(f"{task}: {metric}", fontsize=9)
+        drawn[name] = save(figure, folder / f"{name}.svg")
+    figure, panels = _panels(evidence["curves"])
+    for axes, (task, curves) in zip(panels, evidence["curves"].items(), strict=True):
+        for method, found in curves.items():
+            steps, means = range(1, len(found[LOSS]) + 1), [p["mean"] for p in found[LOSS]]
+            axes.plot(steps, means, label=about["titles"][method])
+            ends = zip(*(point["interval"] for point in found[LOSS]), strict=True)
+            axes.fill_between(steps, *ends, alpha=0.2)
+        axes.set_title(f"{task}: training loss", fontsize=9)
+        axes.legend(fontsize=8)
+    return {**drawn, "b10": save(figure, folder / "b10.svg")}
+
+
+def _panels(tasks: Mapping[str, Any]) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    return figure, list(figure.subplots(1, len(tasks), squeeze=False)[0])

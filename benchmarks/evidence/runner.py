@@ -1,121 +1,160 @@
-"""Run the cells of a grid side by side, and go on where an earlier run stopped."""
+"""Run units of work in processes of their own, and go on where an earlier run stopped."""
 
 from __future__ import annotations
 
+import ast
+import hashlib
+import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.cells import Cell
-from benchmarks.evidence.grid import ROOT
-from benchmarks.evidence.run_cell import write
+from benchmarks.report import ROOT
+
+RUNS = ROOT / "runs/evidence"
 
 
-class CellError(RuntimeError):
-    """A cell failed; its log says why."""
+class UnitError(RuntimeError):
+    """A unit failed, or has no result."""
 
 
-def run_cells(cells: Sequence[Cell], source: str, folder: Path, workers: int) -> None:
-    """Run what has no result yet, each cell in a fresh process of one thread.
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work whose result is kept.
+
+    Attributes:
+        name: What it is, for readers.
+        function: ``module:function`` of this package. It takes a folder for its files and the
+            arguments, and returns what JSON holds.
+        arguments: Keyword arguments, as JSON holds them. Units with the same ones are the same.
+        code: Pattern of the files of this package that it executes, besides ``lit_tidpo``.
+        keeps_files: Whether its files stay beside its result.
+    """
+
+    name: str
+    function: str
+    arguments: dict[str, Any]
+    code: str
+    keeps_files: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of its folder."""
+        text = json.dumps([self.function, self.arguments], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def result(self, folder: Path) -> dict[str, Any] | None:
+        """``result`` and ``cpu_seconds``, if a run with today's code left them in a folder."""
+        path = folder / self.key / "result.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return kept if kept.get("source_hash") == source_hash(self.code) else None
+
+
+def run_units(units: Sequence[Unit], folder: Path, workers: int) -> None:
+    """Run what has no result of today's code, each unit in a fresh process of one thread.
 
     Args:
-        cells: Cells, of which equal ones run once.
-        source: Digest of the code that they run with; results of another one are made again.
-        folder: Where results are kept.
+        units: Units, of which equal ones run once.
+        folder: Where each gets a folder with ``result.json`` and ``log.txt``.
         workers: Processes side by side.
 
     Raises:
-        CellError: If a cell fails. The others that were running are completed first.
+        UnitError: If a unit fails. The others that were running are completed first.
     """
-    wanted = {cell.file_name: cell for cell in cells}
-    todo = [c for name, c in wanted.items() if result_of(c, source, folder) is None]
-    print(f"{len(wanted)} cells, {len(wanted) - len(todo)} of them done", flush=True)
-    started, running = time.perf_counter(), Running(source, folder)
+    wanted = {unit.key: unit for unit in units}
+    todo = [unit for unit in wanted.values() if unit.result(folder) is None]
+    print(f"{len(wanted)} units, {len(wanted) - len(todo)} of them done", flush=True)
+    started = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
+        jobs = {pool.submit(_start, unit, folder): unit.name for unit in todo}
         try:
-            for number, (cell, seconds) in enumerate(pool.map(running.run, todo), start=1):
-                left = (time.perf_counter() - started) / number * (len(todo) - number)
-                print(
-                    f"{number}/{len(todo)} {cell.name} seed {cell.seed}: {seconds:.0f} CPU s; "
-                    f"{left / 60:.0f} min left",
-                    flush=True,
-                )
+            for number, job in enumerate(as_completed(jobs), start=1):
+                job.result()
+                left = (time.perf_counter() - started) / number * (len(todo) - number) / 60
+                print(f"{number}/{len(todo)} {jobs[job]}; {left:.0f} min left", flush=True)
         except BaseException:
-            running.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def result_of(cell: Cell, source: str, folder: Path) -> dict[str, Any] | None:
-    """The kept result of a cell, if it is of this code.
+def results_of(units: Sequence[Unit], folder: Path) -> list[dict[str, Any]]:
+    """The kept results of all units.
 
-    Args:
-        cell: The cell.
-        source: Digest of the code.
-        folder: Where results are kept.
+    Raises:
+        UnitError: If one of them has no result of today's code.
     """
-    path = folder / "cells" / cell.file_name
-    if not path.is_file():
-        return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    same = result["cell"]["config_hash"] == cell.config_hash and result["source_hash"] == source
-    return result if same else None
+    kept = [unit.result(folder) for unit in units]
+    missing = sorted({unit.name for unit, found in zip(units, kept, strict=True) if found is None})
+    if missing:
+        raise UnitError(
+            f"{len(missing)} units have no result of this code, for example {missing[0]!r}: run "
+            "`python -m benchmarks.evidence run`"
+        )
+    return [found for found in kept if found is not None]
 
 
-class Running:
-    """Processes of a run, which end with it.
+@cache
+def source_hash(code: str) -> str:
+    """Digest of the package with its assets, and of the files of this one that match a pattern.
 
-    Args:
-        source: Digest of the code that cells run with.
-        folder: Where results are kept.
+    Comments and documentation do not change it.
     """
+    whole = hashlib.sha256()
+    files = [*(ROOT / "lit_tidpo").rglob("*.*"), *Path(__file__).parent.glob(code)]
+    for path in sorted(file for file in files if file.suffix not in (".pyc", ".md")):
+        whole.update(str(path.relative_to(ROOT)).encode())
+        whole.update(_syntax(path) if path.suffix == ".py" else path.read_bytes())
+    return whole.hexdigest()
 
-    def __init__(self, source: str, folder: Path) -> None:
-        self.source = source
-        self.folder = folder
-        self.stopped = False
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        for name in ("cells", "scratch", "logs"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
 
-    def run(self, cell: Cell) -> tuple[Cell, float]:
-        """Run one cell.
+def _syntax(path: Path) -> bytes:
+    """The syntax tree of a module without docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree).encode()
 
-        Returns:
-            The cell and its processor time in seconds.
 
-        Raises:
-            CellError: If it fails, or the run was stopped.
-        """
-        if self.stopped:
-            raise CellError("stopped")
-        result = self.folder / "cells" / cell.file_name
-        stem = f"{Path(cell.file_name).stem}-{os.getpid()}"
-        spec = self.folder / "scratch" / f"{stem}.json"
-        log = self.folder / "logs" / f"{Path(cell.file_name).stem}.txt"
-        write(spec, {"cell": cell.as_json(), "source_hash": self.source})
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-m", "benchmarks.evidence.run_cell", str(spec), str(result)]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command, cwd=ROOT, env={**os.environ, **threads}, stdout=output, stderr=output
-            )
-            self._processes.add(process)
-            status = process.wait()
-            self._processes.discard(process)
-        if status != 0:
-            self.stopped = True
-            raise CellError(f"{cell.name} seed {cell.seed} failed with status {status}; see {log}")
-        seconds: float = json.loads(result.read_text(encoding="utf-8"))["cpu_seconds"]
-        return cell, seconds
+def _start(unit: Unit, folder: Path) -> None:
+    """Run a unit in a process of its own."""
+    own = folder / unit.key
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.evidence.runner", json.dumps(asdict(unit)), own]
+    with (own / "log.txt").open("wb") as log:
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    if done.returncode:
+        raise UnitError(f"{unit.name} failed with status {done.returncode}; see {own}/log.txt")
 
-    def stop(self) -> None:
-        """Start no further cell, and end those that run."""
-        self.stopped = True
-        for process in list(self._processes):
-            process.terminate()
+
+def _run(unit: Unit, folder: Path) -> None:
+    """Run a unit here; its result appears when it is complete."""
+    source, started = source_hash(unit.code), time.process_time()
+    module, _, name = unit.function.partition(":")
+    function = getattr(importlib.import_module(f"benchmarks.evidence.{module}"), name)
+    result = function(folder, **unit.arguments)
+    seconds, scratch = time.process_time() - started, {*folder.iterdir()} - {folder / "log.txt"}
+    for path in scratch if not unit.keeps_files else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    content = {"source_hash": source, "name": unit.name, "cpu_seconds": seconds, "result": result}
+    part = folder / "result.json.part"
+    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    part.replace(folder / "result.json")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # the log of a grid is long enough
+    _run(Unit(**json.loads(sys.argv[1])), Path(sys.argv[2]))

@@ -190,6 +190,15 @@ def test_the_page_shows_the_results():
         assert report.line(result) in page
 
 
-def test_insert_exchanges_the_text_between_the_marks():
-    page = "a\n<!-- cpu -->\nold\n<!-- end cpu -->\nb"
-    assert report.insert(page, "cpu", "new") == "a\n<!-- cpu -->\nnew\n<!-- end cpu -->\nb"
+def test_the_text_between_the_marks_is_exchanged():
+    page = "a\n<!-- cpu -->\nold\n<!-- end cpu -->\nb\n<!-- gpu -->\n<!-- end gpu -->\n"
+    assert report.filled(page, {"cpu": "new\n", "gpu": ""}) == page.replace("old", "new")
+
+
+def test_the_page_is_drawn_from_the_results(tmp_path, monkeypatch):
+    page = tmp_path / "performance.md"
+    page.write_text(report.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(report, "PAGE", page)
+    report.main()
+    for file in (Path("docs/performance.md"), *Path("docs").glob("performance_*.svg")):
+        assert (tmp_path / file.name).read_text() == file.read_text()

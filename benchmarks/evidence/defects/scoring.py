@@ -1,30 +1,118 @@
-"""Scores of many estimators from one forward of each batch."""
+"""Pairs with a marked defect, and what estimators give and cost: the study's use of the package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.cli import instantiate_class
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from benchmarks.evidence.defects.rows import DefectRow, as_batch
+from benchmarks.evidence.data import SIDES, Row, marks, pair_tokenizer, rows_of
 from lit_tidpo.contracts import ImportanceEstimator
-from lit_tidpo.importance.weighting import Weighting
+from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.models.forward import run_models
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.models.reference import Reference
-from lit_tidpo.structures import ResponseBatch
+from lit_tidpo.structures import Forward, ResponseBatch
 
-BATCH = 8
+SOURCE, START, MAX_LENGTH, BATCH = "builtin:stdlib_defects", "builtin:policy", 512, 8
+PLAIN = frozenset({"reference.logps"})  # what plain DPO asks for
+Scores = dict[str, list[Tensor]]  # by estimator, of each row's response tokens
 
-Scores = dict[str, list[Tensor]]
-"""By estimator: the scores of each row's response tokens."""
+
+class SurprisalImportance(ImportanceEstimator):
+    """``-log p`` of each token in nats, under the ``policy`` or the ``reference``."""
+
+    needs = PLAIN
+
+    def __init__(self, model: Literal["policy", "reference"]) -> None:
+        self.model = model
+
+    def scores(self, forward: Forward) -> Tensor:
+        """Surprisal, ``[N, T]``."""
+        return -getattr(forward, self.model).logps.clamp(max=0)
+
+
+def made(options: Mapping[str, dict[str, Any]], **init_args: dict[str, Any]) -> dict[str, Any]:
+    """Estimators or weightings by name, from their ``class_path`` and ``init_args``."""
+    return {
+        name: instantiate_class((), {"init_args": init_args.get(name, {}), **each})
+        for name, each in options.items()
+    }
+
+
+@dataclass(frozen=True)
+class DefectRow:
+    """One pair, seen from its rejected response.
+
+    Attributes:
+        fields: The row of the data set.
+        ids: What the package's tokenizer makes of it.
+        places: Start and end of each rejected token, in characters of the response.
+        marked: True at rejected tokens that overlap the defect, bool.
+    """
+
+    fields: Row
+    ids: dict[str, Any]
+    places: list[tuple[int, int]]
+    marked: Tensor
+
+    @property
+    def module(self) -> str:
+        """Top-level module that the function is from."""
+        return str(self.fields["module"]).partition(".")[0]
+
+    @property
+    def rejected(self) -> list[int]:
+        """Tokens of the rejected response, its end included."""
+        return list(self.ids["rejected_ids"])
+
+
+def held_out_rows(split: str, limit: int | None) -> list[DefectRow]:
+    """Pairs of a split, in random order; no module is in two splits."""
+    rows = rows_of(SOURCE, split)
+    random.Random(0).shuffle(rows)
+    return list(islice(defect_rows(rows), limit))
+
+
+def defect_rows(rows: Iterable[Row]) -> Iterator[DefectRow]:
+    """Tokenise pairs; those that would have to be cut are left out."""
+    pairs = pair_tokenizer(START, MAX_LENGTH)
+    for fields in rows:
+        ids = pairs(fields, 0)
+        if not ids["problem"] and not any(ids[name] for name in ids if name.endswith("truncated")):
+            places, marked = marks(fields, "rejected", pairs)
+            yield DefectRow(fields, ids, places, torch.tensor(marked))
+
+
+def paraphrased(rows: Sequence[DefectRow]) -> list[tuple[DefectRow, DefectRow]]:
+    """Rows and the same with indents halved and blank lines put in; its ``marked`` is void."""
+    both = []
+    for row in rows:
+        changed = {
+            side: re.sub(r"\n( +)", lambda m: "\n\n" + " " * (len(m[1]) // 2), row.fields[side])
+            for side in SIDES
+        }
+        both += [(row, other) for other in defect_rows([row.fields | changed])]
+    return both
 
 
 def frozen_policy(path: str) -> nn.Module:
     """A policy that hands out attention; parameters without gradients make attribution cheaper."""
-    config = PolicyConfig(path=path, attn_implementation="eager")
-    return build_policy(config).requires_grad_(False).eval()
+    return _policy(path).requires_grad_(False).eval()
+
+
+def _policy(path: str) -> nn.Module:
+    return build_policy(PolicyConfig(path=path, attn_implementation="eager"))
 
 
 def score_rows(
@@ -33,45 +121,92 @@ def score_rows(
     rows: Sequence[DefectRow],
     estimators: Mapping[str, ImportanceEstimator],
 ) -> Scores:
-    """Score the rejected responses.
-
-    Args:
-        policy: The policy.
-        reference: The model of the log-ratios.
-        rows: What to score.
-        estimators: Estimators by name; they share one forward of each batch.
-    """
+    """Scores of the rejected responses by all estimators, from one forward of each batch."""
     needs = frozenset().union(*(estimator.needs for estimator in estimators.values()))
-    frozen = Reference(reference)
-    scores: dict[str, dict[int, Tensor]] = {name: {} for name in estimators}
+    scores: Scores = {name: [torch.empty(0)] * len(rows) for name in estimators}
     # Rows of like length side by side: less is padding.
-    order = sorted(
-        range(len(rows)), key=lambda place: len(rows[place].prompt + rows[place].rejected)
-    )
+    lengths = [len(row.ids["prompt_ids"]) + len(row.rejected) for row in rows]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
     for start in range(0, len(order), BATCH):
         places = order[start : start + BATCH]
-        batch = as_batch([rows[place] for place in places])
-        forward = run_models(policy, frozen, batch, needs)
+        batch = _batch([rows[place] for place in places]).role("rejected")
+        forward = run_models(policy, Reference(reference), batch, needs)
         for name, estimator in estimators.items():
-            values = responses(estimator.scores(forward).detach(), batch)
-            scores[name] |= dict(zip(places, values, strict=True))
-    return {name: [found[place] for place in range(len(rows))] for name, found in scores.items()}
+            values = _responses(estimator.scores(forward).detach(), batch)
+            for place, value in zip(places, values, strict=True):
+                scores[name][place] = value
+    return scores
 
 
-def weigh_rows(
-    scores: Sequence[Tensor], rows: Sequence[DefectRow], weighting: Weighting
-) -> list[Tensor]:
+def weigh_rows(scores: Sequence[Tensor], rows: Sequence[DefectRow], weighting: Any) -> list[Tensor]:
     """Final weights of scored responses."""
     weights: list[Tensor] = []
     for start in range(0, len(rows), BATCH):
-        batch = as_batch(rows[start : start + BATCH])
+        batch = _batch(rows[start : start + BATCH]).role("rejected")
         spread = torch.zeros(batch.input_ids.shape)
         spread[batch.response_mask] = torch.cat(list(scores[start : start + BATCH])).float()
-        weights += responses(weighting.weights(spread, batch), batch)
+        weights += _responses(weighting.weights(spread, batch), batch)
     return weights
 
 
-def responses(values: Tensor, batch: ResponseBatch) -> list[Tensor]:
+def _batch(rows: Sequence[DefectRow]) -> ResponseBatch:
+    return PairCollator()([row.ids for row in rows])
+
+
+def _responses(values: Tensor, batch: ResponseBatch) -> Sequence[Tensor]:
     """Values of each row's response tokens, from ``[N, T]``."""
-    spans = zip(values, batch.prompt_lengths.tolist(), batch.lengths.tolist(), strict=True)
-    return [row[start:end] for row, start, end in spans]
+    return values[batch.response_mask].split((batch.lengths - batch.prompt_lengths).tolist())
+
+
+def costs(
+    reference: nn.Module,
+    rows: Sequence[DefectRow],
+    estimators: Mapping[str, ImportanceEstimator],
+    repeats: int,
+) -> dict[str, dict[str, float]]:
+    """Seconds of one core, the fastest of some runs, and billions of operations for each pair.
+
+    Returns:
+        By estimator ``cpu_seconds`` and ``gflop`` beyond the ``plain`` forward of both models.
+    """
+    batch, frozen = _batch(rows), Reference(reference)
+    policy = _policy(START)  # as in training, its parameters take gradients
+
+    def forward(needs: frozenset[str] = PLAIN) -> Forward:
+        return run_models(policy, frozen, batch, PLAIN | needs)
+
+    def seconds(work: Callable[..., object], *arguments: object) -> float:
+        times = []
+        for _ in range(repeats):
+            started = time.process_time()
+            work(*arguments)
+            times.append(time.process_time() - started)
+        return min(times) / len(rows)
+
+    with _Operations() as plain:
+        forward()
+    found = {"plain": {"cpu_seconds": seconds(forward), "gflop": plain.total / 1e9 / len(rows)}}
+    for name, estimator in estimators.items():
+        with _Operations() as operations:
+            traces = forward(estimator.needs)
+            estimator.scores(traces)
+        cost = seconds(estimator.scores, traces)
+        if not estimator.needs <= PLAIN:  # otherwise its forward is the plain one
+            # The plain one anew, beside it: a process grows faster and slower.
+            cost += seconds(forward, estimator.needs) - seconds(forward)
+        gflop = (operations.total - plain.total) / 1e9 / len(rows)
+        found[name] = {"cpu_seconds": cost, "gflop": gflop}
+    return found
+
+
+class _Operations(TorchDispatchMode):
+    """Counts operations; torch's FlopCounterMode refuses gradients for leaves."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            count = flop_registry[func._overloadpacket]
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result

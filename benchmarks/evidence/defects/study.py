@@ -1,134 +1,187 @@
-"""The whole study, part by part."""
+"""The study of the estimators, ``configs/evidence/defects.yaml``: do they find planted defects?"""
 
 from __future__ import annotations
 
-import time
+import json
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.evidence.defects import bias, details, finding, positions
-from benchmarks.evidence.defects.faithfulness import faithfulness
-from benchmarks.evidence.defects.scoring import weigh_rows
-from benchmarks.evidence.defects.stability import agreement
-from benchmarks.evidence.defects.subject import Subject
-from lit_tidpo.importance.weighting import Weighting
+from benchmarks.evidence.data import rows_of
+from benchmarks.evidence.defects import measures, scoring
+from benchmarks.evidence.defects.measures import over_modules
+from benchmarks.evidence.defects.scoring import START, DefectRow, held_out_rows, made, score_rows
+from benchmarks.evidence.grid import read_yaml, seeded
+from benchmarks.evidence.intervals import Figure, auroc, precision
+from benchmarks.evidence.runner import Unit
+from lit_tidpo.assets.build.detector import train_detector
 
-WEIGHTINGS = {
-    "default": Weighting(),
-    "no_prior": Weighting(mix=1.0),
-    "temper_0.5": Weighting(temper=0.5),
-    "clip_4": Weighting(clip=4.0),
-    "sigma_divisor_8": Weighting(sigma_divisor=8.0),
-    "softmax": Weighting(prior="softmax"),
-}
+CODE = "defects/*.py"
+Runs = Sequence[Sequence[Tensor]]  # scores of the rows by each seed
+Study = Mapping[str, Any]
 
 
-def results(subject: Subject) -> dict[str, Any]:
-    """Everything, as JSON holds it."""
-    begun = time.perf_counter()
-    runs = _runs(subject)
-    subject.tell("rows are scored")
-    position = _position_baselines(subject)
-    best = position.pop("areas")
-    found = {
-        state: {name: finding.found(scores, subject.rows, best) for name, scores in by_name.items()}
-        for state, by_name in runs.items()
-    }
-    subject.tell("areas are computed")
-    first = {name: seeds[0][: len(subject.detail)] for name, seeds in runs["trained"].items()}
-    result: dict[str, Any] = {
-        "settings": _settings(subject),
-        "position_only": position,
-        "finding": found,
-        "weights": _weights(subject, runs["trained"], best),
-        "contrast": details.contrast(subject, best),
-        "mitigations": details.mitigations(subject, best),
-        "faithfulness": faithfulness(subject.policies[0], subject.start, subject.detail, first),
-        "stability": details.stabilities(subject, runs["trained"]),
-        "agreement": agreement(first),
-        "cost": details.estimator_costs(subject),
-    }
-    if subject.extent.detectors:
-        result["unseen_defects"] = details.unseen_defects(subject, best)
-    result["estimators"] = _summary(result)
-    result["minutes"] = (time.perf_counter() - begun) / 60
-    return result
-
-
-def _settings(subject: Subject) -> dict[str, Any]:
+def trainings(study: Study) -> dict[str, list[Unit]]:
+    """Units that train ``policies``, ``detectors`` and detectors ``without`` a kind of defect."""
+    configs = [read_yaml(path) for path in study["policy"]["configs"]]
+    args = {seed: [*study["policy"]["args"], *seeded(seed)] for seed in study["seeds"]}
+    policies = [{"configs": configs, "args": words} for words in args.values()]
+    own = [{"seed": seed, "without": ""} for seed in args if study["trained_detectors"]]
+    without = [{"seed": 0, "without": kind} for kind in study["unseen"]]
+    train = "defects.study:detector"
     return {
-        **vars(subject.extent),
-        "split": "test",
-        "rows_measured": len(subject.rows),
-        "modules": len({row.module for row in subject.rows}),
-        "tokens": bias.mean_length(subject.rows),
-        "defect_tokens": sum(int(row.marked.sum()) for row in subject.rows) / len(subject.rows),
-        "interval": "95 %, bootstrap over modules",
+        "policies": [Unit("a policy", "cell:train_policy", a, "cell.py", True) for a in policies],
+        "detectors": [Unit("a detector", train, a, CODE, True) for a in own],
+        "without": [Unit("a detector", train, a, CODE, True) for a in without],
     }
 
 
-def _runs(subject: Subject) -> dict[str, dict[str, list[list[Tensor]]]]:
-    """Scores of each seed by state of the policy and estimator."""
-    seeds = range(subject.extent.seeds)
-    untrained = {
-        name: [scores]
-        for name, scores in subject.scores(subject.start, subject.rows, 0).items()
-        if "log_ratio" not in name  # a policy that has not moved has no log-ratio
-    }
-    runs = [subject.scores(subject.policies[seed], subject.rows, seed) for seed in seeds]
-    trained = {name: [scores[name] for scores in runs] for name in runs[0]}
-    # What does not look at the policy has the seeds of its own.
-    untrained |= {name: trained[name] for name in ("random", "detector")}
-    return {"untrained": untrained, "trained": trained}
+def measurement(study: Study, folder: Path) -> Unit:
+    """The unit that measures, with the models that :func:`trainings` left in a folder."""
+    units = trainings(study).items()
+    models = {name: [str(folder / unit.key) for unit in of_name] for name, of_name in units}
+    arguments = {"study": dict(study), "models": models}
+    return Unit("the estimators", "defects.study:measure", arguments, CODE)
 
 
-def _position_baselines(subject: Subject) -> dict[str, Any]:
-    kind, profile = positions.learnt_profile(subject.others("validation"))
-    profiles = {
-        "gaussian": positions.gaussian,
-        "last_token": positions.last_token,
-        "learnt": profile,
-    }
-    scores = {
-        name: [values(len(row.marked)) for row in subject.rows] for name, values in profiles.items()
-    }
-    areas = {name: finding.row_aurocs(values, subject.rows) for name, values in scores.items()}
-    best = max(areas, key=lambda name: sum(areas[name]))
-    found = {
-        name: finding.found([values], subject.rows, areas[best]) for name, values in scores.items()
-    }
-    return {**found, "learnt_kind": kind, "best": best, "areas": areas[best]}
+def detector(folder: Path, seed: int, without: str) -> None:
+    """Train a detector on the training modules, without a kind of defect if one is named."""
+    data = folder / "data"
+    data.mkdir()
+    for split in ("train", "validation"):
+        rows = [row for row in rows_of(scoring.SOURCE, split) if row["defect"] != without]
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_detector(folder, str(data), START, max_length=scoring.MAX_LENGTH, seed=seed)
+    shutil.rmtree(data)
 
 
-def _weights(
-    subject: Subject, runs: Mapping[str, Sequence[Sequence[Tensor]]], best: Sequence[float]
+def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The ``estimators``, and all tables of the ``defects``.
+
+    Args:
+        folder: Stays empty.
+        study: Content of ``configs/evidence/defects.yaml``.
+        models: Folders of what :func:`trainings` trained.
+    """
+    rows, start = held_out_rows("test", study["rows"]), scoring.frozen_policy(START)
+    detail = rows[: study["detail_rows"]]  # for the costly measures
+    policies = [scoring.frozen_policy(f"{path}/model") for path in models["policies"]]
+    estimators = [
+        made(study["estimators"], random={"seed": seed}, detector={"path": path})
+        for seed, path in enumerate(models["detectors"] or ["builtin:detector"] * len(policies))
+    ]
+    seeds = [
+        score_rows(policy, start, rows, own)
+        for policy, own in zip(policies, estimators, strict=True)
+    ]
+    runs = {name: [scores[name] for scores in seeds] for name in estimators[0]}
+    first = {name: scores[: len(detail)] for name, scores in seeds[0].items()}
+    options = made(study["mitigations"])
+    long = {name: each for name, each in options.items() if "integrated" in name}
+    batch, repeats = rows[: study["cost_pairs"]], study["cost_repeats"]
+    costs = scoring.costs(start, batch, estimators[0] | long, repeats)
+    blind = measures.by_position(rows, held_out_rows("validation", study["other_rows"]))
+    best = max((_areas([scores], rows) for scores in blind.values()), key=fmean)
+    counts = Counter(
+        token
+        for row in held_out_rows("train", study["other_rows"])
+        for token in row.ids["chosen_ids"]
+    )
+    once = {"detector": estimators[0]["detector"]}  # it does not look at the policy
+    return {
+        "estimators": {
+            name: {
+                **_found(each, rows),
+                "gain_over_position": _gain(_areas(each, rows), best, rows),
+                "seeds": len(each),
+                "cost": costs[name],
+            }
+            for name, each in runs.items()
+        },
+        "defects": {
+            "position_only": {name: _found([scores], rows) for name, scores in blind.items()},
+            "weights": {
+                way: {
+                    name: _found([scoring.weigh_rows(s, rows, weighting) for s in each], rows)
+                    for name, each in runs.items()
+                }
+                for way, weighting in made(study["weightings"]).items()
+            },
+            "mitigations": {
+                "untrained": _mitigations(start, start, detail, options | once, counts),
+                "trained": _mitigations(policies[0], start, detail, options, counts),
+            },
+            "faithfulness": measures.faithfulness(policies[0], start, detail, first),
+            "stability": {
+                "seeds": measures.over_seeds(runs, detail),
+                "white_space": measures.over_white_space(
+                    *(
+                        (row, score_rows(policies[0], start, row, estimators[0]))
+                        for row in zip(*scoring.paraphrased(detail), strict=True)
+                    )
+                ),
+            },
+            "agreement": measures.agreement(first),
+            "cost": costs,
+            "unseen_defects": {
+                kind: _unseen(study, start, rows, kind, path)
+                for kind, path in zip(study["unseen"], models["without"], strict=True)
+            },
+        },
+    }
+
+
+def _areas(runs: Runs, rows: Sequence[DefectRow]) -> list[float]:
+    """Area under the ROC curve of each row, the mean over seeds."""
+    return [
+        fmean(auroc(s, row.marked) for s in each) for row, *each in zip(rows, *runs, strict=True)
+    ]
+
+
+def _found(runs: Runs, rows: Sequence[DefectRow]) -> dict[str, Figure]:
+    """How well scores find the defects; k is the number of the defect's tokens."""
+    precise = [
+        fmean(precision(scores, row.marked, int(row.marked.sum())) for scores in each)
+        for row, *each in zip(rows, *runs, strict=True)
+    ]
+    areas = over_modules(_areas(runs, rows), rows)
+    return {"auroc": areas, "precision_at_k": over_modules(precise, rows)}
+
+
+def _gain(areas: Sequence[float], others: Sequence[float], rows: Sequence[DefectRow]) -> Figure:
+    return over_modules([a - b for a, b in zip(areas, others, strict=True)], rows)
+
+
+def _mitigations(
+    policy: nn.Module,
+    reference: nn.Module,
+    rows: Sequence[DefectRow],
+    options: Mapping[str, Any],
+    counts: Counter[int],
 ) -> dict[str, Any]:
-    """The final weights of each way to mix."""
-    return {
-        way: {
-            name: finding.found(
-                [weigh_rows(scores, subject.rows, weighting) for scores in seeds],
-                subject.rows,
-                best,
-            )
-            for name, seeds in runs.items()
-        }
-        for way, weighting in WEIGHTINGS.items()
-    }
-
-
-def _summary(result: Mapping[str, Any]) -> dict[str, Any]:
-    """For each estimator its area, precision and cost, on trained policies."""
+    """Biases of estimators, and what each option does to their areas."""
+    scores = score_rows(policy, reference, rows, options)
+    areas = {name: _areas([values], rows) for name, values in scores.items()}
     return {
         name: {
-            "auroc": found["auroc"],
-            "precision_at_k": found["precision_at_k"],
-            "precision_at_5": found["precision_at_5"],
-            "gain_over_position": found["gain_over_position"],
-            "seeds": found["auroc_of_seeds"]["seeds"],
-            "cost": result["cost"][name],
+            "auroc": over_modules(areas[name], rows),
+            "gain_over_plain": _gain(areas[name], areas[" ".join(name.split()[:2])], rows),
+            "bias": measures.biases(values, rows, policy, counts),
         }
-        for name, found in result["finding"]["trained"].items()
+        for name, values in scores.items()
     }
+
+
+def _unseen(
+    study: Study, start: nn.Module, rows: Sequence[DefectRow], kind: str, path: str
+) -> dict[str, Figure]:
+    """A kind of defect by the detector that was trained without it."""
+    chosen = [row for row in rows if row.fields["defect"] == kind]
+    own = made({"detector": study["estimators"]["detector"]}, detector={"path": path})
+    scores = score_rows(start, start, chosen, own)["detector"]
+    return {"auroc": over_modules(_areas([scores], chosen), chosen)}

@@ -1,28 +1,21 @@
 """Data of cells: flips, marks and selections."""
 
-import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks.evidence.data import flipped, planted_weights, prepared
-from benchmarks.evidence.grid import Task, Variant
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
-from lit_tidpo.models.tokenizer import load_tokenizer
+from benchmarks.evidence.data import flipped, pair_tokenizer, planted_weights, prepared, rows_of
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    return PairTokenizer(load_tokenizer("builtin:policy"), TokenizationOptions(1024))
+    return pair_tokenizer("builtin:policy")
 
 
-def task(**data):
-    return Task(
-        "", "configs/evidence/code.yaml", {"source": "builtin:stdlib_defects", **data}, "", "", {}
-    )
-
-
-def read(folder, split):
-    return [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+def short(folder, weights="", flips=0.0, seed=0):
+    """The code data up to 96 tokens."""
+    data = {"source": "builtin:stdlib_defects", "longest": 96}
+    return prepared(data, weights, flips, seed, "builtin:policy", folder)
 
 
 def test_a_share_of_the_labels_is_flipped_with_all_that_belongs_to_them():
@@ -64,8 +57,8 @@ def test_the_tokens_of_a_defect_are_marked(pairs):
 
 def test_shipped_pairs_pass_as_supplied_weights(pairs, tmp_path):
     """The tokenizer of the data checks that there is one weight per token."""
-    folder = prepared(task(longest=96), Variant(weights="planted"), 0, "builtin:policy", tmp_path)
-    rows = read(folder, "test")
+    folder = short(tmp_path, weights="planted")
+    rows = rows_of(folder, "test")
     assert len(rows) > 20
     for row in rows:
         ids = pairs(row, 0)
@@ -74,14 +67,20 @@ def test_shipped_pairs_pass_as_supplied_weights(pairs, tmp_path):
 
 
 def test_only_training_labels_are_flipped_and_files_are_made_once(tmp_path):
-    plain = prepared(task(longest=96), Variant(), 0, "builtin:policy", tmp_path)
-    folder = prepared(task(longest=96), Variant(flips=0.4), 3, "builtin:policy", tmp_path)
-    assert folder != prepared(task(longest=96), Variant(flips=0.4), 4, "builtin:policy", tmp_path)
+    plain = short(tmp_path)
+    folder = short(tmp_path, flips=0.4, seed=3)
+    assert folder != short(tmp_path, flips=0.4, seed=4)
     for split in ("validation", "test"):
-        assert read(folder, split) == read(plain, split)
-    before, after = read(plain, "train"), read(folder, "train")
+        assert rows_of(folder, split) == rows_of(plain, split)
+    before, after = rows_of(plain, "train"), rows_of(folder, "train")
     changed = sum(old != new for old, new in zip(before, after, strict=True))
     assert changed == round(0.4 * len(before))
-    made = (folder / "train.jsonl").stat().st_mtime_ns
-    prepared(task(longest=96), Variant(flips=0.4), 3, "builtin:policy", tmp_path)
-    assert (folder / "train.jsonl").stat().st_mtime_ns == made
+    made = (Path(folder) / "train.jsonl").stat().st_mtime_ns
+    short(tmp_path, flips=0.4, seed=3)
+    assert (Path(folder) / "train.jsonl").stat().st_mtime_ns == made
+
+
+def test_data_without_a_change_are_taken_where_they_are(tmp_path):
+    data = {"source": "builtin:arithmetic"}
+    assert prepared(data, "", 0.0, 0, "builtin:arithmetic_policy", tmp_path) == data["source"]
+    assert [*tmp_path.iterdir()] == []

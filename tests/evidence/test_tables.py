@@ -5,20 +5,32 @@ import math
 import statistics
 
 import pytest
+import yaml
 
-from benchmarks.evidence.collect import _add_relative_cost, windowed
-from benchmarks.evidence.estimator_tables import TARGETS, estimator_sections, merged
+from benchmarks.evidence.collect import add_relative_cost, windowed
 from benchmarks.evidence.grid import DEFAULT
-from benchmarks.evidence.report import filled, sections, write_report
-from benchmarks.evidence.shape import curve_shape, paper_figures, shape
+from benchmarks.evidence.report import PAPER as PAPER_FILE
+from benchmarks.evidence.report import comparisons, framed, sections, write_report
+from benchmarks.report import filled, rendered
 
 METRIC = "test/answers/right"
-TITLES = {"dpo": "DPO", "tidpo": "TI-DPO"}
 PAPER = {"dpo": {"0 %": 0.693, "40 %": 0.601}, "tidpo": {"0 %": 0.730, "40 %": 0.683}}
 
 
 def b8(evidence):
     return evidence["tables"]["b8"]["results"]["arithmetic"]
+
+
+def told(evidence, paper):
+    """The section of the flips beside some figures of the paper."""
+    about, table = evidence["provenance"], evidence["tables"]["b8"]
+    parts = list(comparisons(about, table, {"accuracy": paper}))
+    values = {"title": "Flips", "parts": parts, "titles": about["titles"]}
+    return rendered("evidence", "table", values)
+
+
+def paper_figures():
+    return yaml.safe_load(PAPER_FILE.read_text(encoding="utf-8"))
 
 
 def test_an_entry_holds_mean_interval_and_seeds(evidence):
@@ -40,7 +52,7 @@ def test_methods_are_compared_with_dpo_at_the_same_setting(evidence):
 
 
 def test_the_sentence_says_what_was_found(evidence):
-    text = shape(b8(evidence), METRIC, PAPER, TITLES)
+    text = told(evidence, PAPER)
     assert "2; here 1 found with its sign (TI-DPO at 0 %)" in text
     assert "0 with the opposite sign" in text
     assert "1 not told from 0 (TI-DPO at 40 %)" in text
@@ -49,18 +61,16 @@ def test_the_sentence_says_what_was_found(evidence):
 
 
 def test_the_verdict_turns_with_the_numbers(evidence):
-    results = b8(evidence)
     lower = {name: {s: 1 - v for s, v in row.items()} for name, row in PAPER.items()}
-    assert "contradicted" in shape(results, METRIC, lower, TITLES)
+    assert "contradicted" in told(evidence, lower)
     only = {name: {"0 %": row["0 %"]} for name, row in PAPER.items()}
-    assert "The paper's shape holds here." in shape(results, METRIC, only, TITLES)
+    assert "The paper's shape holds here." in told(evidence, only)
     only = {name: {"40 %": row["40 %"]} for name, row in PAPER.items()}
-    assert "not shown here" in shape(results, METRIC, only, TITLES)
+    assert "not shown here" in told(evidence, only)
 
 
 def test_curves_are_compared_window_by_window(evidence):
-    paper = paper_figures()["b10"]["loss"]
-    text = curve_shape(evidence["curves"]["arithmetic"], paper, TITLES)
+    text = sections(evidence)["b10"]
     assert "below DPO's in 0 of 12 windows (paper: 12 of 12); its shape does not hold" in text
     assert "DPO ends at 0.510, TI-DPO at 0.610 (paper: 0.075 and 0.050)" in text
 
@@ -78,7 +88,7 @@ def test_cost_is_in_units_of_plain_dpo_with_the_same_seed():
         ("code", "d1", "dpo", DEFAULT): {"cost/cpu_seconds": {"0": 10.0, "1": 20.0}},
         ("code", "d1", "tidpo", DEFAULT): {"cost/cpu_seconds": {"0": 15.0, "1": 50.0}},
     }
-    _add_relative_cost(metrics)
+    add_relative_cost(metrics)
     assert metrics["code", "d1", "tidpo", DEFAULT]["cost/relative"] == {"0": 1.5, "1": 2.5}
     assert metrics["code", "d1", "dpo", DEFAULT]["cost/relative"] == {"0": 1.0, "1": 1.0}
 
@@ -98,72 +108,68 @@ def test_the_paper_s_averages_are_those_of_its_columns():
         assert figures[name][DEFAULT] == pytest.approx(statistics.fmean(columns) / 100, abs=1e-4)
 
 
-def interval(mean):
-    return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+def interval(mean, reach=0.1):
+    return {"mean": mean, "interval": [mean - reach, mean + reach]}
 
 
 BIASES = ("position", "frequency", "embedding_norm", "last_share", "length")
+TARGETS = ("response_logp", "log_ratio", "max_logit")
 MEASURES = [f"{k} {t}" for t in TARGETS for k in ("deletion", "insertion")]
 BIASED = {
     "auroc": interval(0.5),
     "gain_over_plain": interval(0.0),
-    "bias": {name: interval(0.25) for name in BIASES},
+    "bias": {name: {"mean": 0.25} for name in BIASES},
 }
-STUDY = {
-    "estimators": {
-        "gradient": {
-            "auroc": {"mean": 0.6, "low": 0.55, "high": 0.65},
-            "precision_at_k": {"mean": 0.1, "low": 0.05, "high": 0.15},
-            "gain_over_position": {"mean": -0.01, "low": -0.05, "high": 0.03},
-            "cost": {"cpu_seconds": 0.004, "gflop": 1.5},
-        },
-        "detector": {
-            "auroc": {"mean": 0.93, "low": 0.9, "high": 0.95},
-            "precision_at_k": {"mean": 0.5, "low": 0.4, "high": 0.6},
-            "gain_over_position": {"mean": 0.3, "low": 0.27, "high": 0.33},
-            "cost": {"cpu_seconds": 0.002, "gflop": 0.25},
-        },
+ESTIMATORS = {
+    "gradient": {
+        "auroc": interval(0.6, 0.05),
+        "precision_at_k": interval(0.1, 0.05),
+        "gain_over_position": interval(-0.01, 0.04),
+        "cost": {"cpu_seconds": 0.004, "gflop": 1.5},
     },
+    "detector": {
+        "auroc": interval(0.93, 0.02),
+        "precision_at_k": interval(0.5),
+        "gain_over_position": interval(0.3, 0.03),
+        "cost": {"cpu_seconds": 0.002, "gflop": 0.25},
+    },
+}
+BOTH = {name: interval(0.8) for name in ESTIMATORS}
+DEFECTS = {
     "position_only": {
         "best": "gaussian",
-        "gaussian": {
-            "auroc": {"mean": 0.6, "low": 0.5, "high": 0.7},
-            "precision_at_k": {"mean": 0.1, "low": 0.0, "high": 0.2},
-        },
+        "gaussian": {"auroc": interval(0.6), "precision_at_k": interval(0.1)},
     },
     "weights": {
-        "default": {"gradient": {"auroc": interval(0.61)}},
-        "no_prior": {"gradient": {"auroc": interval(0.62)}},
+        "default": {name: {"auroc": interval(0.61)} for name in ESTIMATORS},
+        "no_prior": {name: {"auroc": interval(0.62)} for name in ESTIMATORS},
     },
     "mitigations": {
         "untrained": {"gradient max_logit l2": BIASED, "detector": BIASED},
         "trained": {"gradient max_logit l2": BIASED},
     },
     "faithfulness": {"gradient": {m: interval(k) for k, m in enumerate(MEASURES)}},
-    "stability": {
-        kind: {name: interval(0.8) for name in ("gradient", "detector")}
-        for kind in ("seeds", "white_space")
-    },
+    "stability": {"seeds": BOTH, "white_space": BOTH},
     "agreement": {
         "gradient": {"gradient": 1.0, "detector": 0.3},
         "detector": {"detector": 1.0, "gradient": 0.3},
     },
     "unseen_defects": {"negation": {"auroc": interval(0.7)}},
 }
+STUDY = {"estimators": ESTIMATORS, "defects": DEFECTS}
 
 
-def test_estimators_are_ranked_and_their_intervals_are_pairs(evidence):
-    whole = merged(evidence, STUDY)
-    assert whole["estimators"]["detector"]["auroc"] == {"mean": 0.93, "interval": [0.9, 0.95]}
-    assert "estimators" not in whole["defects"]
-    text = estimator_sections(whole)["estimators"]
+def test_estimators_are_ranked_by_their_area(evidence):
+    text = sections(evidence | STUDY)["estimators"]
     assert text.index("| detector |") < text.index("| gradient |")
     assert "| gradient | 0.600 [0.550, 0.650] | 0.100 [0.050, 0.150] | 4.0 | 1.50 |" in text
+    assert "| position: gaussian | 0.600 [0.500, 0.700] | 0.100 [0.000, 0.200] |  |  |" in text
     assert "`detector`, beats the best baseline that knows the position alone: +0.300" in text
+    assert "estimators" not in sections(evidence)
 
 
 def test_every_part_of_the_study_has_its_table(evidence):
-    parts = estimator_sections(merged(evidence, STUDY))
+    parts = sections(evidence | STUDY)
     biased = (
         "| 0.500 [0.400, 0.600] | +0.000 [-0.100, +0.100] | +0.25 | +0.25 | +0.25 | +0.25 | +0.25 |"
     )
@@ -182,7 +188,7 @@ def test_every_part_of_the_study_has_its_table(evidence):
 def test_the_report_fills_the_documentation(evidence, tmp_path):
     findings = tmp_path / "findings.md"
     findings.write_text("Before\n<!-- evidence:b8 -->\nstale figures\n<!-- /evidence -->\nAfter\n")
-    whole = json.loads(json.dumps(merged(evidence, STUDY)))
+    whole = json.loads(json.dumps(evidence | STUDY))
     write_report(whole, tmp_path, findings)
     page = findings.read_text()
     assert page.startswith("Before\n<!-- evidence:b8 -->\n")
@@ -190,7 +196,7 @@ def test_the_report_fills_the_documentation(evidence, tmp_path):
     assert "stale figures" not in page
     assert "| TI-DPO | 0 % | 0.650 ± " in page
     assert "| 0.730 |" in page
-    assert filled(page, sections(whole)) == page
+    assert filled(page, framed(sections(whole))) == page
     html = (tmp_path / "report.html").read_text()
     assert html.count("<svg") == 3  # two tables and the curves
     assert "<td>TI-DPO</td>" in html

@@ -5,21 +5,23 @@ import re
 
 import pytest
 
-from benchmarks.evidence.__main__ import FINDINGS, RESULTS
-from benchmarks.evidence.grid import GRID, ROOT, read_grid
-from benchmarks.evidence.report import filled, sections
+from benchmarks.evidence.__main__ import EVIDENCE, FINDINGS
+from benchmarks.evidence.collect import table_results
+from benchmarks.evidence.grid import CONFIGS, read_grid
+from benchmarks.evidence.report import framed, sections, write_report
+from benchmarks.report import RESULTS, ROOT, filled
 
 
 @pytest.fixture(scope="module")
 def results():
-    return json.loads((RESULTS / "evidence.json").read_text(encoding="utf-8"))
+    return json.loads(EVIDENCE.read_text(encoding="utf-8"))
 
 
 def test_every_table_method_and_setting_has_mean_interval_and_five_seeds(results):
-    grid = read_grid(GRID)
+    grid = read_grid(CONFIGS / "grid.yaml")
     assert results["tables"].keys() == grid.tables.keys()
     for name, table in grid.tables.items():
-        for task in grid.tasks_of(table):
+        for task in table.tasks or grid.tasks:
             for method in table.methods:
                 for setting in table.settings:
                     entry = results["tables"][name]["results"][task][method][setting]
@@ -45,8 +47,45 @@ def test_the_best_estimator_finds_planted_defects_on_held_out_modules(results):
 def test_the_page_s_figures_are_those_of_the_results(results):
     page = FINDINGS.read_text(encoding="utf-8")
     parts = sections(results)
-    assert filled(page, parts) == page
+    assert filled(page, framed(parts)) == page
     assert {*re.findall(r"<!-- evidence:(\w+) -->", page)} == parts.keys()
+
+
+def test_the_reports_are_drawn_from_the_results(results, tmp_path):
+    """To the byte, the page with the plots included."""
+    findings = tmp_path / "findings.md"
+    findings.write_text("")
+    write_report(results, tmp_path, findings)
+    for file in ("report.md", "report.html"):
+        assert (tmp_path / file).read_text() == (RESULTS / file).read_text()
+
+
+def test_intervals_and_comparisons_are_those_of_the_recorded_seeds(results):
+    """All statistics of the tables once more, from the values by seed."""
+    for name, path in (("tables", "grid.yaml"), ("tuning", "tuning.yaml")):
+        grid = read_grid(CONFIGS / path)
+        metrics = {
+            (task, table, method, setting): {
+                metric: found["seeds"] for metric, found in entry["metrics"].items()
+            }
+            for table, content in results[name].items()
+            for task, methods in content["results"].items()
+            for method, settings in methods.items()
+            for setting, entry in settings.items()
+        }
+        for task, table in dict.fromkeys(entry[:2] for entry in metrics):
+            again = table_results(grid, metrics, task, table)
+            assert near(again, results[name][table]["results"][task])
+
+
+def near(value, recorded):
+    """Equal but for the recorded one's 6 digits, which leave differences fewer and break ties."""
+    if isinstance(recorded, dict):
+        assert value.keys() == recorded.keys()
+        return all(near(value[key], recorded[key]) for key in recorded if key != "p_wilcoxon")
+    if isinstance(recorded, list):
+        return all(near(a, b) for a, b in zip(value, recorded, strict=True))
+    return value == pytest.approx(recorded, rel=2e-3, abs=2e-5)
 
 
 def difference(results, table, task, method, other, metric=None, setting="default"):

@@ -7,14 +7,18 @@ from collections import Counter
 import pytest
 import torch
 
-from benchmarks.evidence.defects import bias, cost, faithfulness, positions, stability
-from benchmarks.evidence.defects.estimators import SurprisalImportance
-from benchmarks.evidence.defects.rows import as_batch, held_out_rows, paraphrased
+from benchmarks.evidence.defects import measures
 from benchmarks.evidence.defects.scoring import (
+    SurprisalImportance,
+    costs,
     frozen_policy,
+    held_out_rows,
+    made,
+    paraphrased,
     score_rows,
     weigh_rows,
 )
+from benchmarks.evidence.grid import read_yaml
 from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.importance.weighting import Weighting
@@ -53,26 +57,24 @@ def test_no_module_is_both_learnt_from_and_measured():
     assert not modules[0] & modules[1]
 
 
-def test_a_batch_holds_the_roles_one_after_the_other(rows):
-    batch = as_batch(rows[:2], ("chosen", "rejected"))
-    for place, (row, role) in enumerate(
-        [(row, role) for role in ("chosen", "rejected") for row in rows[:2]]
-    ):
-        start, end = int(batch.prompt_lengths[place]), int(batch.lengths[place])
-        assert batch.input_ids[place, :start].tolist() == row.prompt
-        assert batch.input_ids[place, start:end].tolist() == getattr(row, role)
+def test_the_learnt_baseline_has_the_rate_of_defects_of_each_place_from_the_end(rows):
+    """By hand for one row: all places before the last 39 count as one."""
+    row = rows[0]
+    learnt = measures.by_position([row], [row])["learnt"][0]
+    assert bool((learnt[row.marked] > 0).all())
+    torch.testing.assert_close(learnt[-39:], row.marked[-39:].float())
+    torch.testing.assert_close(
+        learnt[:-39], row.marked[:-39].float().mean().expand(len(learnt) - 39)
+    )
 
 
-def test_learnt_profile_counts_the_defects_of_each_place(rows):
-    """By hand for one row: the rate is 1 where its defect is."""
-    kind, profile = positions.learnt_profile(rows[:1])
-    assert kind in {"relative", "from_start", "from_end"}
-    assert bool((profile(len(rows[0].marked))[rows[0].marked] > 0).all())
-    bins = torch.arange(len(rows[0].marked)).clamp(max=39)
-    place = int(bins[rows[0].marked][0])
-    from_start = positions._profile(rows[:1], lambda n: torch.arange(n).clamp(max=39))
-    expected = rows[0].marked[bins == place].float().mean().item()
-    assert from_start(len(rows[0].marked))[rows[0].marked][0].item() == pytest.approx(expected)
+def test_position_baselines_know_nothing_but_the_length(rows):
+    baselines = measures.by_position(rows, rows)
+    for place, row in enumerate(rows):
+        gaussian = baselines["gaussian"][place]
+        torch.testing.assert_close(gaussian, gaussian.flip(0))
+        assert int(gaussian.argmax()) in {(len(gaussian) - 1) // 2, len(gaussian) // 2}
+        assert baselines["last_token"][place].tolist() == list(range(len(row.rejected)))
 
 
 def test_other_white_space_leaves_the_rest_of_the_text_and_scores_that_follow_it(rows):
@@ -89,18 +91,18 @@ def test_other_white_space_leaves_the_rest_of_the_text_and_scores_that_follow_it
     for row, other in both:
         assert row.fields["rejected"].split() == other.fields["rejected"].split()
         assert row.rejected != other.rejected
-        first, second = stability.aligned(row, torch.ones(len(row.places)), other, lengths(other))
+        first, second = measures.aligned(row, torch.ones(len(row.places)), other, lengths(other))
         assert len(first) == len(second) <= len(row.places)
-        same, again = stability.aligned(row, lengths(row), row, lengths(row))
+        same, again = measures.aligned(row, lengths(row), row, lengths(row))
         torch.testing.assert_close(same, again)
 
 
 def test_scores_are_those_of_the_models_own_logits(rows, policy):
     ours = score_rows(policy, policy, rows[:3], {"s": SurprisalImportance("reference")})["s"]
     for row, scores in zip(rows, ours, strict=False):
-        ids = torch.tensor([row.prompt + row.rejected])
+        ids = torch.tensor([row.ids["prompt_ids"] + row.rejected])
         log_probs = policy(ids).logits[0].log_softmax(-1)
-        start = len(row.prompt)
+        start = len(row.ids["prompt_ids"])
         expected = [-log_probs[t - 1, ids[0, t]].item() for t in range(start, ids.shape[1])]
         assert scores.tolist() == pytest.approx(expected, abs=1e-4)
 
@@ -115,15 +117,20 @@ def test_faithfulness_equals_a_forward_of_the_changed_embeddings(rows, policy):
     """The target after deletion, from one plain forward without a cache."""
     row = rows[0]
     kept = torch.rand(3, len(row.rejected)) < 0.5
-    ours = faithfulness._targets(policy, policy, row, kept)
-    table, ids = policy.get_input_embeddings().weight, torch.tensor(row.prompt + row.rejected)
+    ours = measures.targets(policy, policy, row, kept)
+    table, ids = (
+        policy.get_input_embeddings().weight,
+        torch.tensor(row.ids["prompt_ids"] + row.rejected),
+    )
     for pattern in range(3):
         embeddings = table[ids].clone()
         for place in range(len(row.rejected)):
             if not kept[pattern, place]:
-                embeddings[len(row.prompt) + place] = table.mean(0)
+                embeddings[len(row.ids["prompt_ids"]) + place] = table.mean(0)
         log_probs = policy(inputs_embeds=embeddings[None]).logits[0].log_softmax(-1)
-        expected = sum(log_probs[t - 1, ids[t]].item() for t in range(len(row.prompt), len(ids)))
+        expected = sum(
+            log_probs[t - 1, ids[t]].item() for t in range(len(row.ids["prompt_ids"]), len(ids))
+        )
         assert ours["response_logp"][pattern].item() == pytest.approx(expected, rel=1e-4)
     assert ours["log_ratio"].abs().max() == 0
 
@@ -134,9 +141,9 @@ def test_faithful_scores_beat_random_order(rows, policy):
     for row in chosen:
         kept = ~torch.eye(len(row.rejected), dtype=torch.bool)
         whole = torch.ones(1, len(row.rejected), dtype=torch.bool)
-        logp = faithfulness._targets(policy, policy, row, torch.cat([whole, kept]))
+        logp = measures.targets(policy, policy, row, torch.cat([whole, kept]))
         gains.append((logp["response_logp"][1:] - logp["response_logp"][0]).abs())
-    found = faithfulness.faithfulness(
+    found = measures.faithfulness(
         policy, policy, chosen, {"best": gains, "worst": [-gain for gain in gains]}
     )
     assert found["best"]["deletion response_logp"]["mean"] > 0
@@ -150,25 +157,27 @@ def test_biases_by_construction(rows, policy):
     scores = [torch.arange(1.0, len(row.rejected) + 1) for row in rows]
     for values in scores:
         values[-1] = values[:-1].sum()
-    found = bias.biases(scores, rows, policy, counts)
-    assert found["position"].mean == pytest.approx(1.0)
+    found = measures.biases(scores, rows, policy, counts)
+    assert found["position"]["mean"] == pytest.approx(1.0)
     mean_half = sum(len(values) for values in scores) / len(scores) / 2
-    assert found["last_share"].mean == pytest.approx(mean_half)
-    assert found["length"].mean == pytest.approx(1.0)
+    assert found["last_share"]["mean"] == pytest.approx(mean_half)
+    assert found["length"]["mean"] == pytest.approx(1.0)
     frequent = [torch.tensor([float(counts[token]) for token in row.rejected]) for row in rows]
-    assert bias.biases(frequent, rows, policy, counts)["frequency"].mean == pytest.approx(1.0)
+    assert measures.biases(frequent, rows, policy, counts)["frequency"]["mean"] == pytest.approx(
+        1.0
+    )
     norms = policy.get_input_embeddings().weight.norm(dim=-1)
     by_norm = [-norms[torch.tensor(row.rejected)] for row in rows]
-    found = bias.biases(by_norm, rows, policy, counts)
-    assert found["embedding_norm"].mean == pytest.approx(-1.0)
+    found = measures.biases(by_norm, rows, policy, counts)
+    assert found["embedding_norm"]["mean"] == pytest.approx(-1.0)
 
 
 def test_operations_are_counted_beyond_the_plain_forward(rows, policy):
     """A gradient for the embeddings costs at least another forward; uniform scores nothing."""
-    made = {"gradient": GradientImportance(), "uniform": UniformImportance()}
-    found = cost.costs(policy, policy, rows[:2], made, repeats=1)
-    tokens = sum(len(row.prompt) + len(row.chosen) + len(row.prompt) + len(row.rejected)
-                 for row in rows[:2])  # fmt: skip
+    options = {"gradient": GradientImportance(), "uniform": UniformImportance()}
+    found = costs(policy, rows[:2], options, repeats=1)
+    sides = [row.ids[f"{side}_ids"] for row in rows[:2] for side in ("chosen", "rejected")]
+    tokens = sum(map(len, sides)) + 2 * sum(len(row.ids["prompt_ids"]) for row in rows[:2])
     layers = 4 * (4 * 256 * 256 + 3 * 256 * 688)
     assert found["plain"]["gflop"] > 2 * 2 * layers * tokens / 2 / 1e9  # two models
     assert found["uniform"]["gflop"] == 0
@@ -177,7 +186,32 @@ def test_operations_are_counted_beyond_the_plain_forward(rows, policy):
 
 def test_agreement_is_symmetric_and_one_with_itself():
     scores = {"a": [torch.arange(5.0)], "b": [torch.arange(5.0).flip(0)]}
-    assert stability.agreement(scores) == {
+    assert measures.agreement(scores) == {
         "a": {"a": 1.0, "b": pytest.approx(-1.0)},
         "b": {"b": 1.0, "a": pytest.approx(-1.0)},
     }
+
+
+def test_the_study_names_what_can_be_built():
+    """Every class and option of the configuration; a mitigation's plain one is there, too."""
+    study = read_yaml("configs/evidence/defects.yaml")
+    detector = {"path": "builtin:detector"}
+    estimators = made(study["estimators"], random={"seed": 3}, detector=detector)
+    assert estimators["random"].seed == 3
+    assert estimators["gradient log_ratio"].target == "log_ratio"
+    options = made(study["mitigations"])
+    assert {" ".join(name.split()[:2]) for name in options} <= options.keys()
+    assert made(study["weightings"])["no_prior"] == Weighting(mix=1.0)
+    assert {row.fields["defect"] for row in held_out_rows("test", 400)} == {*study["unseen"]}
+
+
+def test_correlations_over_seeds_and_white_space_are_those_of_the_rows(rows):
+    scores = [torch.rand(len(row.rejected)) for row in rows]
+    same = measures.over_seeds({"a": [scores, scores, scores]}, rows)["a"]
+    assert same == {"mean": pytest.approx(1.0), "interval": pytest.approx([1.0, 1.0])}
+    both = paraphrased(rows)
+    lengths = [torch.arange(float(len(row.rejected))) for row, _ in both]
+    others = [torch.arange(float(len(row.rejected))) for _, row in both]
+    sides = tuple(zip(*both, strict=True))
+    found = measures.over_white_space((sides[0], {"a": lengths}), (sides[1], {"a": others}))
+    assert found["a"]["mean"] > 0.99  # later tokens hold later text

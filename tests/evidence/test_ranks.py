@@ -1,4 +1,4 @@
-"""Measures against counting by hand, naive loops and torchmetrics."""
+"""Areas, precision, rank correlation and the bootstrap, by hand, naive loops and torchmetrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ import pytest
 import torch
 from torchmetrics.functional import spearman_corrcoef
 
-from benchmarks.evidence.defects.finding import over_seeds
-from benchmarks.evidence.defects.measures import (
-    auroc,
-    clustered,
-    precision,
-    rank_correlation,
-    ranks,
-)
+from benchmarks.evidence.intervals import auroc, clustered, precision, rank_correlation
 
 
 def drawn(seed, length=30, values=None):
@@ -69,8 +62,7 @@ def test_rank_correlation_is_torchmetrics(values):
     assert rank_correlation(first, first.exp()) == pytest.approx(1.0)
 
 
-def test_ranks_and_constant_values():
-    assert ranks(torch.tensor([3.0, 1.0, 3.0, 9.0])).tolist() == [2.5, 1.0, 2.5, 4.0]
+def test_constant_values_have_no_rank_correlation():
     assert rank_correlation(torch.ones(4), torch.arange(4)) == 0.0
 
 
@@ -82,13 +74,11 @@ def test_the_bootstrap_draws_whole_clusters():
     together = clustered(values, [str(place // 25) for place in range(1000)])
     apart = clustered(values, [str(place) for place in range(1000)])
     error = torch.tensor(means).std().item() / 40**0.5
-    assert together.high - together.low == pytest.approx(2 * 1.96 * error, rel=0.12)
-    assert apart.high - apart.low == pytest.approx(2 * 1.96 * error / 5, rel=0.12)
-    assert together.mean == apart.mean == pytest.approx(sum(means) / 40)
-    assert clustered(values, ["a"] * 1000).low == pytest.approx(together.mean)
-
-
-def test_interval_over_seeds_by_hand():
-    """Standard deviation 1, three seeds: 4.303 / sqrt(3)."""
-    assert over_seeds([1.0, 2.0, 3.0])["half_width"] == pytest.approx(4.303 / 3**0.5)
-    assert over_seeds([1.0]) == {"mean": 1.0, "half_width": None, "seeds": 1}
+    assert together["interval"][1] - together["interval"][0] == pytest.approx(
+        2 * 1.96 * error, rel=0.12
+    )
+    assert apart["interval"][1] - apart["interval"][0] == pytest.approx(
+        2 * 1.96 * error / 5, rel=0.12
+    )
+    assert together["mean"] == apart["mean"] == pytest.approx(sum(means) / 40)
+    assert clustered(values, ["a"] * 1000)["interval"][0] == pytest.approx(together["mean"])
