@@ -21,15 +21,12 @@ Metrics = dict[Entry, dict[str, dict[str, float]]]  # metric, seed
 
 
 def collect(grid: Grid, folder: Path = RUNS) -> dict[str, Any]:
-    """Summarise the results of a grid that are kept in a folder.
+    """Summarise the results of a grid that are kept in a folder; a missing one is a UnitError.
 
     Returns:
         ``tables`` (table, ``results``, task, method, setting: mean, interval and seeds of the
         task's headline, the same of all ``metrics``, and comparisons with plain DPO and what the
         table is ``against``), ``curves`` and ``provenance``.
-
-    Raises:
-        UnitError: If results are missing.
     """
     cells = cells_of(grid, folder)
     found = dict(zip(cells, results_of([*cells.values()], folder), strict=True))

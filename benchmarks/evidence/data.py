@@ -41,7 +41,7 @@ def prepared(
     target = folder / "-".join([source.name, *changes, _digest(source)])
     if target.is_dir() or not changes:
         return str(target) if changes else data["source"]
-    part, pairs = target.with_suffix(".part"), pair_tokenizer(tokenizer)
+    part, pairs = folder / f"{target.name}.part", pair_tokenizer(tokenizer)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     unflipped = prepared(data, weights, 0.0, seed, tokenizer, folder) if flips else data["source"]
@@ -59,7 +59,7 @@ def prepared(
 
 @cache
 def _digest(folder: Path) -> str:
-    files = sorted(folder.glob("*.jsonl"))
+    files = [Path(__file__), *sorted(folder.glob("*.jsonl"))]  # how and of what data are made
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 

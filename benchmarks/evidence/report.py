@@ -30,13 +30,7 @@ Place = tuple[str, str]  # method, setting
 
 
 def write_report(evidence: dict[str, Any], folder: Path, findings: Path) -> None:
-    """Write ``report.md``, ``report.html`` and plots, and fill the documentation's figures in.
-
-    Args:
-        evidence: Content of ``evidence.json``.
-        folder: Where reports go.
-        findings: Page with places for figures, ``<!-- evidence:NAME --> ... <!-- /evidence -->``.
-    """
+    """Write ``report.md``, ``report.html`` and plots, and fill the page of the findings in."""
     parts, plots = sections(evidence), draw_plots(evidence, folder)
     images = {name: f"\n![{name}]({plot.name})\n" for name, plot in plots.items()}
     text = "\n".join(f"{part}\n{images.get(name, '')}" for name, part in parts.items())

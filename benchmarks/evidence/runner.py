@@ -37,7 +37,7 @@ class Unit:
         function: ``module:function`` of this package. It takes a folder for its files and the
             arguments, and returns what JSON holds.
         arguments: Keyword arguments, as JSON holds them. Units with the same ones are the same.
-        code: Pattern of the files of this package that it executes, besides ``lit_tidpo``.
+        code: Patterns of the files of this package that it executes, besides ``lit_tidpo``.
         keeps_files: Whether its files stay beside its result.
     """
 
@@ -63,10 +63,7 @@ class Unit:
 def run_units(units: Sequence[Unit], folder: Path, workers: int) -> None:
     """Run what has no result of today's code, each unit in a fresh process of one thread.
 
-    Args:
-        units: Units, of which equal ones run once.
-        folder: Where each gets a folder with ``result.json`` and ``log.txt``.
-        workers: Processes side by side.
+    Each gets a folder with ``result.json`` and ``log.txt``; equal ones run once.
 
     Raises:
         UnitError: If a unit fails. The others that were running are completed first.
@@ -88,11 +85,7 @@ def run_units(units: Sequence[Unit], folder: Path, workers: int) -> None:
 
 
 def results_of(units: Sequence[Unit], folder: Path) -> list[dict[str, Any]]:
-    """The kept results of all units.
-
-    Raises:
-        UnitError: If one of them has no result of today's code.
-    """
+    """The kept results of all units; one that has none of today's code is a UnitError."""
     kept = [unit.result(folder) for unit in units]
     missing = sorted({unit.name for unit, found in zip(units, kept, strict=True) if found is None})
     if missing:
@@ -105,12 +98,10 @@ def results_of(units: Sequence[Unit], folder: Path) -> list[dict[str, Any]]:
 
 @cache
 def source_hash(code: str) -> str:
-    """Digest of the package with its assets, and of the files of this one that match a pattern.
-
-    Comments and documentation do not change it.
-    """
+    """Digest of the package with its assets and some files of this one, without documentation."""
     whole = hashlib.sha256()
-    files = [*(ROOT / "lit_tidpo").rglob("*.*"), *Path(__file__).parent.glob(code)]
+    files = [*(ROOT / "lit_tidpo").rglob("*.*")]
+    files += (path for part in code.split() for path in Path(__file__).parent.glob(part))
     for path in sorted(file for file in files if file.suffix not in (".pyc", ".md")):
         whole.update(str(path.relative_to(ROOT)).encode())
         whole.update(_syntax(path) if path.suffix == ".py" else path.read_bytes())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import re
 import time
+import timeit
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -27,6 +29,7 @@ from lit_tidpo.structures import Forward, ResponseBatch
 SOURCE, START, MAX_LENGTH, BATCH = "builtin:stdlib_defects", "builtin:policy", 512, 8
 PLAIN = frozenset({"reference.logps"})  # what plain DPO asks for
 Scores = dict[str, list[Tensor]]  # by estimator, of each row's response tokens
+Estimators = Mapping[str, ImportanceEstimator]
 
 
 class SurprisalImportance(ImportanceEstimator):
@@ -52,19 +55,12 @@ def made(options: Mapping[str, dict[str, Any]], **init_args: dict[str, Any]) -> 
 
 @dataclass(frozen=True)
 class DefectRow:
-    """One pair, seen from its rejected response.
-
-    Attributes:
-        fields: The row of the data set.
-        ids: What the package's tokenizer makes of it.
-        places: Start and end of each rejected token, in characters of the response.
-        marked: True at rejected tokens that overlap the defect, bool.
-    """
+    """One pair of the data set, seen from its rejected response."""
 
     fields: Row
-    ids: dict[str, Any]
-    places: list[tuple[int, int]]
-    marked: Tensor
+    ids: dict[str, Any]  # what the package's tokenizer makes of it
+    places: list[tuple[int, int]]  # of the rejected tokens, in characters of the response
+    marked: Tensor  # True at rejected tokens that overlap the defect
 
     @property
     def module(self) -> str:
@@ -96,30 +92,22 @@ def defect_rows(rows: Iterable[Row]) -> Iterator[DefectRow]:
 
 def paraphrased(rows: Sequence[DefectRow]) -> list[tuple[DefectRow, DefectRow]]:
     """Rows and the same with indents halved and blank lines put in; its ``marked`` is void."""
-    both = []
+    indent, both = re.compile(r"\n( +)"), []
     for row in rows:
-        changed = {
-            side: re.sub(r"\n( +)", lambda m: "\n\n" + " " * (len(m[1]) // 2), row.fields[side])
-            for side in SIDES
-        }
-        both += [(row, other) for other in defect_rows([row.fields | changed])]
+        sides = [(side, row.fields[side]) for side in SIDES]
+        wider = {s: indent.sub(lambda m: "\n\n" + m[1][: len(m[1]) // 2], t) for s, t in sides}
+        both += [(row, other) for other in defect_rows([row.fields | wider])]
     return both
 
 
 def frozen_policy(path: str) -> nn.Module:
     """A policy that hands out attention; parameters without gradients make attribution cheaper."""
-    return _policy(path).requires_grad_(False).eval()
-
-
-def _policy(path: str) -> nn.Module:
-    return build_policy(PolicyConfig(path=path, attn_implementation="eager"))
+    policy = build_policy(PolicyConfig(path=path, attn_implementation="eager"))
+    return policy.requires_grad_(False).eval()
 
 
 def score_rows(
-    policy: nn.Module,
-    reference: nn.Module,
-    rows: Sequence[DefectRow],
-    estimators: Mapping[str, ImportanceEstimator],
+    policy: nn.Module, reference: nn.Module, rows: Sequence[DefectRow], estimators: Estimators
 ) -> Scores:
     """Scores of the rejected responses by all estimators, from one forward of each batch."""
     needs = frozenset().union(*(estimator.needs for estimator in estimators.values()))
@@ -138,15 +126,14 @@ def score_rows(
     return scores
 
 
-def weigh_rows(scores: Sequence[Tensor], rows: Sequence[DefectRow], weighting: Any) -> list[Tensor]:
+def weigh_rows(
+    scores: Sequence[Tensor], rows: Sequence[DefectRow], weighting: Any
+) -> Sequence[Tensor]:
     """Final weights of scored responses."""
-    weights: list[Tensor] = []
-    for start in range(0, len(rows), BATCH):
-        batch = _batch(rows[start : start + BATCH]).role("rejected")
-        spread = torch.zeros(batch.input_ids.shape)
-        spread[batch.response_mask] = torch.cat(list(scores[start : start + BATCH])).float()
-        weights += _responses(weighting.weights(spread, batch), batch)
-    return weights
+    batch = _batch(rows).role("rejected")
+    spread = torch.zeros(batch.input_ids.shape)
+    spread[batch.response_mask] = torch.cat([*scores]).float()
+    return _responses(weighting.weights(spread, batch), batch)
 
 
 def _batch(rows: Sequence[DefectRow]) -> ResponseBatch:
@@ -159,10 +146,7 @@ def _responses(values: Tensor, batch: ResponseBatch) -> Sequence[Tensor]:
 
 
 def costs(
-    reference: nn.Module,
-    rows: Sequence[DefectRow],
-    estimators: Mapping[str, ImportanceEstimator],
-    repeats: int,
+    reference: nn.Module, rows: Sequence[DefectRow], estimators: Estimators, repeats: int
 ) -> dict[str, dict[str, float]]:
     """Seconds of one core, the fastest of some runs, and billions of operations for each pair.
 
@@ -170,31 +154,28 @@ def costs(
         By estimator ``cpu_seconds`` and ``gflop`` beyond the ``plain`` forward of both models.
     """
     batch, frozen = _batch(rows), Reference(reference)
-    policy = _policy(START)  # as in training, its parameters take gradients
+    policy = frozen_policy(START).requires_grad_(True)  # as in training
 
     def forward(needs: frozenset[str] = PLAIN) -> Forward:
         return run_models(policy, frozen, batch, PLAIN | needs)
 
-    def seconds(work: Callable[..., object], *arguments: object) -> float:
-        times = []
-        for _ in range(repeats):
-            started = time.process_time()
-            work(*arguments)
-            times.append(time.process_time() - started)
+    def seconds(work: Callable[[], object]) -> float:
+        times = timeit.repeat(work, timer=time.process_time, number=1, repeat=repeats)
         return min(times) / len(rows)
 
-    with _Operations() as plain:
+    with _Operations() as counter:
         forward()
-    found = {"plain": {"cpu_seconds": seconds(forward), "gflop": plain.total / 1e9 / len(rows)}}
+    plain = {"cpu_seconds": seconds(forward), "gflop": counter.total / 1e9 / len(rows)}
+    found = {"plain": plain}
     for name, estimator in estimators.items():
-        with _Operations() as operations:
+        with _Operations() as counter:
             traces = forward(estimator.needs)
             estimator.scores(traces)
-        cost = seconds(estimator.scores, traces)
+        cost = seconds(partial(estimator.scores, traces))
         if not estimator.needs <= PLAIN:  # otherwise its forward is the plain one
             # The plain one anew, beside it: a process grows faster and slower.
-            cost += seconds(forward, estimator.needs) - seconds(forward)
-        gflop = (operations.total - plain.total) / 1e9 / len(rows)
+            cost += seconds(partial(forward, estimator.needs)) - seconds(forward)
+        gflop = counter.total / 1e9 / len(rows) - plain["gflop"]
         found[name] = {"cpu_seconds": cost, "gflop": gflop}
     return found
 

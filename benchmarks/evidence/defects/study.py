@@ -21,7 +21,7 @@ from benchmarks.evidence.intervals import Figure, auroc, precision
 from benchmarks.evidence.runner import Unit
 from lit_tidpo.assets.build.detector import train_detector
 
-CODE = "defects/*.py"
+CODE = "defects/*.py data.py intervals.py"
 Runs = Sequence[Sequence[Tensor]]  # scores of the rows by each seed
 Study = Mapping[str, Any]
 
@@ -61,13 +61,7 @@ def detector(folder: Path, seed: int, without: str) -> None:
 
 
 def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The ``estimators``, and all tables of the ``defects``.
-
-    Args:
-        folder: Stays empty.
-        study: Content of ``configs/evidence/defects.yaml``.
-        models: Folders of what :func:`trainings` trained.
-    """
+    """The ``estimators``, and all tables of the ``defects``, with models that were trained."""
     rows, start = held_out_rows("test", study["rows"]), scoring.frozen_policy(START)
     detail = rows[: study["detail_rows"]]  # for the costly measures
     policies = [scoring.frozen_policy(f"{path}/model") for path in models["policies"]]
@@ -93,6 +87,8 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
         for token in row.ids["chosen_ids"]
     )
     once = {"detector": estimators[0]["detector"]}  # it does not look at the policy
+    untrained = score_rows(start, start, detail, options | once)
+    trained = score_rows(policies[0], start, detail, options)
     return {
         "estimators": {
             name: {
@@ -113,8 +109,8 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
                 for way, weighting in made(study["weightings"]).items()
             },
             "mitigations": {
-                "untrained": _mitigations(start, start, detail, options | once, counts),
-                "trained": _mitigations(policies[0], start, detail, options, counts),
+                "untrained": _mitigations(untrained, detail, start, counts),
+                "trained": _mitigations(trained, detail, policies[0], counts),
             },
             "faithfulness": measures.faithfulness(policies[0], start, detail, first),
             "stability": {
@@ -158,14 +154,12 @@ def _gain(areas: Sequence[float], others: Sequence[float], rows: Sequence[Defect
 
 
 def _mitigations(
-    policy: nn.Module,
-    reference: nn.Module,
+    scores: Mapping[str, Sequence[Tensor]],
     rows: Sequence[DefectRow],
-    options: Mapping[str, Any],
+    policy: nn.Module,
     counts: Counter[int],
 ) -> dict[str, Any]:
     """Biases of estimators, and what each option does to their areas."""
-    scores = score_rows(policy, reference, rows, options)
     areas = {name: _areas([values], rows) for name, values in scores.items()}
     return {
         name: {
