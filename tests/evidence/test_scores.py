@@ -20,8 +20,10 @@ from benchmarks.evidence.defects.scoring import (
 )
 from benchmarks.evidence.grid import read_yaml
 from lit_tidpo.importance.gradient_importance import GradientImportance
+from lit_tidpo.importance.gradient_log_ratio_importance import GradientLogRatioImportance
+from lit_tidpo.importance.hybrid_importance import HybridImportance
+from lit_tidpo.importance.supplied_importance import SuppliedImportance
 from lit_tidpo.importance.uniform_importance import UniformImportance
-from lit_tidpo.importance.weighting import Weighting
 from lit_tidpo.models.tokenizer import load_tokenizer
 
 
@@ -109,7 +111,8 @@ def test_scores_are_those_of_the_models_own_logits(rows, policy):
 
 def test_weights_have_mean_one_and_keep_their_row(rows):
     scores = [torch.rand(len(row.rejected)) for row in rows]
-    for values, weights in zip(scores, weigh_rows(scores, rows, Weighting(mix=1.0)), strict=True):
+    no_prior = HybridImportance(SuppliedImportance(), mix=1.0)
+    for values, weights in zip(scores, weigh_rows(scores, rows, no_prior), strict=True):
         torch.testing.assert_close(weights, values / values.mean())
 
 
@@ -198,10 +201,11 @@ def test_the_study_names_what_can_be_built():
     detector = {"path": "builtin:detector"}
     estimators = made(study["estimators"], random={"seed": 3}, detector=detector)
     assert estimators["random"].seed == 3
-    assert estimators["gradient log_ratio"].target == "log_ratio"
+    assert isinstance(estimators["gradient log_ratio"], GradientLogRatioImportance)
     options = made(study["mitigations"])
     assert {" ".join(name.split()[:2]) for name in options} <= options.keys()
-    assert made(study["weightings"])["no_prior"] == Weighting(mix=1.0)
+    no_prior = made(study["weightings"])["no_prior"]
+    assert repr(no_prior) == repr(HybridImportance(SuppliedImportance(), mix=1.0))
     assert {row.fields["defect"] for row in held_out_rows("test", 400)} == {*study["unseen"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import time
@@ -19,12 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.evidence.data import SIDES, Row, marks, pair_tokenizer, rows_of
-from lit_tidpo.contracts import ImportanceEstimator
 from lit_tidpo.data.collation import PairCollator
-from lit_tidpo.models.forward import run_models
+from lit_tidpo.functional.importance import scale_weights
+from lit_tidpo.importance.base import ImportanceEstimator, checked_scores
+from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.reference import Reference
-from lit_tidpo.structures import Forward, ResponseBatch
+from lit_tidpo.models.reference import FrozenModel
+from lit_tidpo.structures import ResponseBatch, Results
 
 SOURCE, START, MAX_LENGTH, BATCH = "builtin:stdlib_defects", "builtin:policy", 512, 8
 PLAIN = frozenset({"reference.logps"})  # what plain DPO asks for
@@ -40,17 +42,27 @@ class SurprisalImportance(ImportanceEstimator):
     def __init__(self, model: Literal["policy", "reference"]) -> None:
         self.model = model
 
-    def scores(self, forward: Forward) -> Tensor:
+    def scores(self, results: Results) -> Tensor:
         """Surprisal, ``[N, T]``."""
-        return -getattr(forward, self.model).logps.clamp(max=0)
+        logps: Tensor = results[f"{self.model}.logps"]
+        return -logps.clamp(max=0)
 
 
-def made(options: Mapping[str, dict[str, Any]], **init_args: dict[str, Any]) -> dict[str, Any]:
-    """Estimators or weightings by name, from their ``class_path`` and ``init_args``."""
+def made(
+    options: Mapping[str, dict[str, Any]], **init_args: dict[str, Any]
+) -> dict[str, ImportanceEstimator]:
+    """Estimators by name, from their ``class_path`` and ``init_args``, which may hold others."""
     return {
-        name: instantiate_class((), {"init_args": init_args.get(name, {}), **each})
+        name: _made({"init_args": init_args.get(name, {}), **each})
         for name, each in options.items()
     }
+
+
+def _made(value: Any) -> Any:
+    if not isinstance(value, dict) or "class_path" not in value:
+        return value
+    arguments = {name: _made(each) for name, each in value.get("init_args", {}).items()}
+    return instantiate_class((), {**value, "init_args": arguments})
 
 
 @dataclass(frozen=True)
@@ -118,22 +130,24 @@ def score_rows(
     for start in range(0, len(order), BATCH):
         places = order[start : start + BATCH]
         batch = _batch([rows[place] for place in places]).role("rejected")
-        forward = run_models(policy, Reference(reference), batch, needs)
+        (results,) = Models(policy, {"reference": FrozenModel(reference)}).run([(batch, needs)])
         for name, estimator in estimators.items():
-            values = _responses(estimator.scores(forward).detach(), batch)
+            values = _responses(estimator.scores(results).detach(), batch)
             for place, value in zip(places, values, strict=True):
                 scores[name][place] = value
     return scores
 
 
 def weigh_rows(
-    scores: Sequence[Tensor], rows: Sequence[DefectRow], weighting: Any
+    scores: Sequence[Tensor], rows: Sequence[DefectRow], weighting: ImportanceEstimator
 ) -> Sequence[Tensor]:
-    """Final weights of scored responses."""
+    """Final weights of scored responses, by an estimator around the supplied scores."""
     batch = _batch(rows).role("rejected")
     spread = torch.zeros(batch.input_ids.shape)
     spread[batch.response_mask] = torch.cat([*scores]).float()
-    return _responses(weighting.weights(spread, batch), batch)
+    results = Results(dataclasses.replace(batch, supplied_weights=spread), {})
+    weights = scale_weights(checked_scores(weighting, results), results.mask)
+    return _responses(weights, batch)
 
 
 def _batch(rows: Sequence[DefectRow]) -> ResponseBatch:
@@ -153,11 +167,11 @@ def costs(
     Returns:
         By estimator ``cpu_seconds`` and ``gflop`` beyond the ``plain`` forward of both models.
     """
-    batch, frozen = _batch(rows), Reference(reference)
-    policy = frozen_policy(START).requires_grad_(True)  # as in training
+    batch, policy = _batch(rows), frozen_policy(START).requires_grad_(True)  # as in training
+    models = Models(policy, {"reference": FrozenModel(reference)})
 
-    def forward(needs: frozenset[str] = PLAIN) -> Forward:
-        return run_models(policy, frozen, batch, PLAIN | needs)
+    def forward(needs: frozenset[str] = PLAIN) -> Results:
+        return models.run([(batch, PLAIN | needs)])[0]
 
     def seconds(work: Callable[[], object]) -> float:
         times = timeit.repeat(work, timer=time.process_time, number=1, repeat=repeats)
@@ -169,9 +183,9 @@ def costs(
     found = {"plain": plain}
     for name, estimator in estimators.items():
         with _Operations() as counter:
-            traces = forward(estimator.needs)
-            estimator.scores(traces)
-        cost = seconds(partial(estimator.scores, traces))
+            results = forward(estimator.needs)
+            estimator.scores(results)
+        cost = seconds(partial(estimator.scores, results))
         if not estimator.needs <= PLAIN:  # otherwise its forward is the plain one
             # The plain one anew, beside it: a process grows faster and slower.
             cost += seconds(partial(forward, estimator.needs)) - seconds(forward)
