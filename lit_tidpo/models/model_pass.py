@@ -139,6 +139,11 @@ class ModelPass:
         return self.predict()
 
     @property
+    def hidden(self) -> Tensor:
+        """What the output layer predicts the response tokens from, ``[M, H]``."""
+        return self.hidden_at(self._predicting)
+
+    @property
     def is_compared(self) -> bool:
         """Whether it is asked for its divergence from the policy."""
         return any(need.compared for need in self._needs)
@@ -223,7 +228,7 @@ class ModelPass:
 
     def _projection(self) -> Projection:
         assert self._head is not None
-        return Projection(self.hidden_at(self._predicting), self._head.weight, self._head.bias)
+        return Projection(self.hidden, self._head.weight, self._head.bias)
 
 
 def run_model(

@@ -79,6 +79,13 @@ OF_A_MODEL: Mapping[str, Need] = {
         by_token=True,
         compared=True,
     ),
+    "hidden": Need(
+        "last hidden states, which the output layer turns into the logits that predict each "
+        "response token, zero elsewhere",
+        "[N, T, H]",
+        attrgetter("hidden"),
+        by_token=True,
+    ),
     "final_logits": Need(
         "logits at the last token of each row",
         "[N, V]",

@@ -132,12 +132,34 @@ def test_the_narrowed_forward_has_the_gradients_of_the_full_logits(family):
     torch.testing.assert_close(gradients[0] / scale, gradients[1] / scale, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("logits_at_once", [1, 2**24])
+def test_hidden_states_are_those_that_predict_each_response_token(family, logits_at_once):
+    """Against the model's own hidden states, gradients included."""
+    policy, batch = tiny_policy(family), tiny_batch()
+    needs = frozenset({"policy.hidden"})
+    ours = Models(policy, logits_at_once=logits_at_once).run([(batch, needs)])[0]["policy.hidden"]
+    output = policy(batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True)
+    expected = output.hidden_states[-1].roll(1, dims=1) * batch.response_mask.unsqueeze(-1)
+    torch.testing.assert_close(ours, expected)
+    gradients = [
+        torch.autograd.grad(values.sin().sum(), policy.get_input_embeddings().weight)[0]
+        for values in (ours, expected)
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_states_of_a_head_that_is_no_module_are_refused():
+    policy, batch = HeadlessModel(tiny_policy()), tiny_batch()
+    with pytest.raises(InputError, match="HeadlessModel hands out no last hidden states"):
+        Models(policy).run([(batch, frozenset({"policy.hidden"}))])
+
+
 @pytest.mark.parametrize("kind", [HeadlessModel, BroadHead])
 def test_a_head_that_cannot_be_narrowed_computes_every_position(kind):
     policy, reference = tiny_policy(), tiny_policy(seed=1)
-    needs = WITHOUT_ATTENTIONS
-    batch = tiny_batch()
-    ours = quantities(kind(policy), kind(reference), batch, needs)
+    batch, hidden = tiny_batch(), {"policy.hidden", "reference.hidden"}
+    ours = quantities(kind(policy), kind(reference), batch, WITHOUT_ATTENTIONS - hidden)
     assert_all_close(ours, naive(policy, reference, batch))
 
 
