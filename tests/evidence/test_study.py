@@ -32,7 +32,7 @@ def study():
     args = [*content["policy"]["args"], "--trainer.max_steps=2"]
     mitigations = {**content["mitigations"]}
     for target in ("max_logit", "response_logp"):
-        short = {"target": target, "norm": "times_input", "integration_steps": 2}
+        short = {"target": target, "steps": 2}
         name = f"gradient {target} integrated"
         mitigations[name] = {**mitigations[name], "init_args": short}
     policy = {**content["policy"], "args": args}
