@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.data.examples import PairDataset, PairStream
-from lit_tidpo.data.loaders import ResumableLoader
+from lit_tidpo.data.loaders import Position, ResumableLoader
 from lit_tidpo.data.preparation import InvalidRows, PreparationReport, usable_rows
 from lit_tidpo.data.sampling import ResumableSampler
 from lit_tidpo.data.splits import Splits, SplitSource
@@ -31,7 +32,7 @@ class PreferenceDataModule(LightningDataModule):
     A row has ``chosen`` and ``rejected``, as text or as chat messages, and mostly ``prompt``;
     optionally ``chosen_weights`` and ``rejected_weights`` with one number per response token.
     Training order depends on ``seed`` and the epoch alone, and a run that is resumed in the middle
-    of an epoch goes on with the next batch.
+    of an epoch goes on with the next row, whatever the batch size.
 
     Args:
         source: Data set: name on the Hub, ``builtin:NAME``, a folder of files named like their
@@ -140,6 +141,8 @@ class PreferenceDataModule(LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.reports: dict[str, PreparationReport] = {}
         self._rows: dict[str, Any] = {}
+        self._train_loader: ResumableLoader | None = None
+        self._resumed: Position | None = None
         self._check()
 
     def _check(self) -> None:
@@ -236,7 +239,22 @@ class PreferenceDataModule(LightningDataModule):
                 f"(batch_size={self.batch_size} each), and drop_last=True: lower batch_size or set "
                 "drop_last=False"
             )
+        if self.trainer is not None:
+            self._train_loader = loader
+            if self._resumed is not None:
+                loader.resume(self._resumed.within(loader.order or {}))
+                self._resumed = None
         return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands in the data; the Trainer puts it into checkpoints."""
+        loader = self._train_loader
+        return {} if loader is None else {"position": dataclasses.asdict(loader.position())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader go on from there."""
+        if "position" in state_dict:
+            self._resumed = Position(**state_dict["position"])
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         """Validation batches; none when fitting data without a validation split."""
@@ -279,7 +297,25 @@ class PreferenceDataModule(LightningDataModule):
         )
         loader.trainer = self.trainer if train else None
         loader.lookahead = self.lookahead if train else 1
+        loader.global_batch = batch_size * self._share["num_replicas"]
+        loader.order = self._order(split, loader.global_batch)
         return loader
+
+    def _order(self, split: str, global_batch: int) -> dict[str, Any]:
+        """What the order of a training split depends on, by the names of the options."""
+        streaming = self.source.streaming
+        return {
+            "source": self.source.source,
+            "split": split,
+            "rows": None if streaming else len(self._rows[split]),
+            "seed": self.source.seed,
+            "streaming": streaming,
+            "shuffle_buffer": self.shuffle_buffer if streaming else None,
+            # Groups of like length are of whole batches.
+            "batch_size of all ranks, grouped by length": (
+                global_batch if self.group_by_length else None
+            ),
+        }
 
     def _stream(self, split: str, train: bool, drop_last: bool) -> PairStream:
         return PairStream(

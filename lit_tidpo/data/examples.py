@@ -83,19 +83,19 @@ class PairStream(IterableDataset[Example]):
         self.num_replicas = num_replicas
         self.rank = rank
         self.drop_last = drop_last
-        self._skipped_pairs = 0
+        self._skipped_rows = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch that the order depends on."""
         self.rows.set_epoch(epoch)
 
-    def skip_pairs(self, count: int) -> None:
-        """Leave out the first pairs of this rank, in the next iteration only."""
-        self._skipped_pairs = count
+    def skip_rows(self, count: int) -> None:
+        """Leave out the first pairs of all ranks, in the next iteration only."""
+        self._skipped_rows = count
 
     def __iter__(self) -> Iterator[Example]:
-        pairs = islice(self._usable(), self._skipped_pairs * self.num_replicas, None)
-        self._skipped_pairs = 0
+        pairs = islice(self._usable(), self._skipped_rows, None)
+        self._skipped_rows = 0
         while dealt := list(islice(pairs, self.num_replicas)):
             if self.rank < len(dealt):
                 if len(dealt) == self.num_replicas or not self.drop_last:

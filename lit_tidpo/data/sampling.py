@@ -58,33 +58,36 @@ class ResumableSampler(DistributedSampler[int]):
         )
         self.batch_size = batch_size
         self.lengths = lengths
-        self._skipped_batches = 0
+        self._skipped_rows = 0
         if drop_last:
-            self.num_samples = len(dataset) // self._global_batch * batch_size
+            self.num_samples = len(dataset) // self.global_batch * batch_size
         else:
             self.num_samples = math.ceil(len(dataset) / num_replicas)
         self.total_size = self.num_samples * num_replicas
 
     @property
-    def _global_batch(self) -> int:
+    def global_batch(self) -> int:
+        """Rows in a batch of all ranks."""
         return self.batch_size * self.num_replicas
 
-    def skip_batches(self, count: int) -> None:
-        """Leave out the first batches of this rank, in the next iteration only.
+    def skip_rows(self, count: int) -> None:
+        """Leave out the first rows of the order of all ranks, in the next iteration only.
 
         Args:
-            count: Number of batches.
+            count: Number of rows.
         """
-        self._skipped_batches = count
+        self._skipped_rows = count
 
     def __iter__(self) -> Iterator[int]:
-        order = self._order()[: self.total_size]
-        missing = self.total_size - len(order)
+        order = self._order()
+        left = order[self._skipped_rows :]
+        self._skipped_rows = 0
+        if self.drop_last:
+            left = left[: len(left) // self.global_batch * self.global_batch]
+        missing = -len(left) % self.num_replicas
         repeats = order * math.ceil(missing / max(len(order), 1))
-        order += [-1 - position for position in repeats[:missing]]
-        start = self._skipped_batches * self.batch_size
-        self._skipped_batches = 0
-        return iter(order[self.rank :: self.num_replicas][start:])
+        left += [-1 - position for position in repeats[:missing]]
+        return iter(left[self.rank :: self.num_replicas])
 
     def _order(self) -> list[int]:
         size = len(self.dataset)  # type: ignore[arg-type]
@@ -99,7 +102,7 @@ class ResumableSampler(DistributedSampler[int]):
         self, order: list[int], lengths: Sequence[int], generator: random.Random
     ) -> list[int]:
         """Sort by length inside large random groups, then shuffle the full global batches."""
-        batch, group = self._global_batch, self._global_batch * _GROUPED_BATCHES
+        batch, group = self.global_batch, self.global_batch * _GROUPED_BATCHES
         full = len(order) // batch * batch
         sorted_order = [
             position

@@ -210,15 +210,7 @@ def test_ranks_share_the_global_batches(folder, tokenizer_folder, streaming):
         )
         data.setup("fit")
         share = {"num_replicas": ranks, "rank": rank}
-        progress = SimpleNamespace(
-            epoch_progress=SimpleNamespace(current=SimpleNamespace(started=1, processed=0)),
-            epoch_loop=SimpleNamespace(
-                batch_progress=SimpleNamespace(
-                    is_last_batch=False, current=SimpleNamespace(processed=0)
-                )
-            ),
-        )
-        data.trainer = SimpleNamespace(distributed_sampler_kwargs=share, fit_loop=progress)
+        data.trainer = SimpleNamespace(distributed_sampler_kwargs=share, current_epoch=0)
         return [(batch.index.tolist(), batch.counted.tolist()) for batch in data.train_dataloader()]
 
     whole = batches(4, 1, 0)

@@ -1,4 +1,4 @@
-"""A run that is resumed in the middle of an epoch goes on with the next batch."""
+"""A run that is resumed in the middle of an epoch goes on with the next row."""
 
 from __future__ import annotations
 
@@ -106,6 +106,49 @@ def test_resuming_after_an_exception(fit, tmp_path):
     with pytest.raises(RuntimeError, match="stop here"):
         fit(callbacks=[saver, Stop()])
     assert fit(ckpt_path=str(tmp_path / "saved" / "stopped.ckpt")) == fit()[4:]
+
+
+@pytest.mark.parametrize("data", [{}, STREAM, {"group_by_length": True}])
+@pytest.mark.parametrize("stop", [2, 4, 6])  # in mid-epoch, at its end, in the second epoch
+def test_resuming_a_run_that_max_steps_stopped(fit, tmp_path, data, stop):
+    whole = fit(data, max_epochs=3)
+    first = fit(data, callbacks=[checkpoint(tmp_path)], max_epochs=3, max_steps=stop)
+    file = tmp_path / "saved" / f"step={stop}.ckpt"
+    rest = fit(data, str(file), max_epochs=3)
+    rows = [[(epoch, rows) for epoch, _, rows in part] for part in (first + rest, whole)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("data", [{}, STREAM, {"num_workers": 1}])
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (2, 5), (3, 11), (1, 6)])
+@pytest.mark.parametrize("how", ["max_steps", "every step"])
+def test_resuming_with_another_batch_size_goes_on_with_the_next_row(
+    fit, tmp_path, data, before, after, how
+):
+    options = {**data, "batch_size": before}
+    when = {"every_n_train_steps": 1} if how == "every step" else {}
+    first = fit(options, callbacks=[checkpoint(tmp_path, **when)], max_steps=2)
+    rest = fit({**data, "batch_size": after}, str(tmp_path / "saved" / "step=2.ckpt"))
+    flat = [(epoch, row) for epoch, _, rows in first + rest for row in rows]
+    assert flat == [(epoch, row) for epoch, _, rows in fit(data) for row in rows]
+
+
+@pytest.mark.parametrize("changed", [{"seed": 6}, {"max_rows": 10}])
+def test_resuming_in_another_order_starts_the_epoch_anew_with_a_word(fit, tmp_path, changed):
+    fit(callbacks=[checkpoint(tmp_path)], max_steps=2)
+    with pytest.warns(UserWarning, match="row 6 of epoch 0, but the order .* epoch 0 starts anew"):
+        rest = fit(changed, str(tmp_path / "saved" / "step=2.ckpt"))
+    assert rest == fit(changed)
+
+
+def test_a_loader_asked_for_after_a_stopped_fit_starts_at_the_beginning(
+    write_rows, numbered_rows, tokenizer_folder
+):
+    data = PreferenceDataModule(write_rows(numbered_rows(11)), tokenizer_folder, batch_size=3)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet |= {"enable_checkpointing": False, "limit_val_batches": 0, "accelerator": "cpu"}
+    Trainer(max_steps=2, **quiet).fit(order(), datamodule=data)
+    assert sum(len(batch.index) for batch in data.train_dataloader()) == 11
 
 
 def test_fitting_on_continues_with_the_next_epoch(write_rows, numbered_rows, tokenizer_folder):

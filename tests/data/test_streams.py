@@ -65,9 +65,9 @@ def test_ranks_get_the_same_number_of_pairs(stream, numbered_rows, drop_last, la
     assert [end for rank in (0, 1) for end in share(rank)[3:]] == last
 
 
-def test_skipping_counts_the_pairs_of_this_rank(stream, numbered_rows):
+def test_skipping_counts_the_pairs_of_all_ranks(stream, numbered_rows):
     pairs = stream(numbered_rows(7), num_replicas=2, rank=1)
-    pairs.skip_pairs(2)
+    pairs.skip_rows(4)
     assert indices(pairs) == [5, 6]
     assert indices(pairs) == [1, 3, 5, 6]
 
