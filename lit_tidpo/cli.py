@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
 from lit_tidpo.callbacks.token_writer import TokenWriter, log_folder
 from lit_tidpo.data.datamodule import PreferenceDataModule
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.models.export import export_checkpoint, read_checkpoint
@@ -36,6 +41,8 @@ usage: lit-tidpo COMMAND [OPTIONS]
   plugins                        importance estimators and losses that can be chosen
   plugins --needs                what estimators and losses can ask for
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
+
+  --debug                        show where an error came from
 """
 
 
@@ -89,15 +96,78 @@ class TidpoCLI(LightningCLI):
                 "order of the data, anchors, dropout and new weights go by data.seed, model.seed "
                 "and model.policy.init_seed"
             )
+        window = self._get(self.config, "trainer.accumulate_grad_batches", default=1)
+        if window < 1:
+            raise InputError(f"trainer.accumulate_grad_batches={window}: expected 1 or more")
         path = self._get(self.config, "ckpt_path")
+        if path == "best":
+            raise InputError(
+                "ckpt_path='best' is known to the process that trained alone: give the file"
+            )
         if path is not None and path not in _CHECKPOINT_KEYWORDS and not Path(path).is_dir():
             self._check_adapters(path, read_checkpoint(Path(path)))
+
+    def instantiate_classes(self) -> None:
+        """Make Trainer, model and data; what they or a plugin raise becomes one line."""
+        with explained("the run cannot be set up"):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Make the Trainer, which saves at SIGTERM where it saves at all."""
+        trainer: Any = super().instantiate_trainer(**options)
+        if trainer.checkpoint_callback is not None:
+            trainer.callbacks.append(SigtermCheckpoint())
+        made: Trainer = trainer
+        return made
+
+    def before_fit(self) -> None:
+        """Find the last checkpoint, if that is asked for and there is one."""
+        self._find_last(required=False)
+
+    def before_validate(self) -> None:
+        """Find the last checkpoint, if that is asked for."""
+        self._find_last(required=True)
+
+    before_test = before_predict = before_validate
+
+    def _find_last(self, required: bool) -> None:
+        """Put the newest ``last*.ckpt`` of all runs in this place in the place of ``last``.
+
+        Lightning would look into the folder of this run, which is new.
+        """
+        options = self.config_init[self.subcommand]
+        if options.get("ckpt_path") != "last":
+            return
+        folders = {self.trainer.default_root_dir}
+        folders |= {
+            str(Path(logger.save_dir) / str(logger.name or ""))
+            for logger in self.trainer.loggers
+            if logger.save_dir is not None
+        }
+        folders |= {
+            str(callback.dirpath)
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath
+        }
+        files = {file for folder in folders for file in Path(folder).rglob("last*.ckpt")}
+        newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+        newest = self.trainer.strategy.broadcast(newest)
+        if newest is not None:
+            rank_zero_info(f"ckpt_path=last: {newest}")
+            options["ckpt_path"] = str(newest)
+        elif required:
+            raise InputError(
+                f"ckpt_path='last': there is no last*.ckpt in {sorted(folders)}: give the file, "
+                "or train with ModelCheckpoint's save_last=true"
+            )
 
     def _check_adapters(self, path: str, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of adapters for a policy without, and the other way round."""
         saved = (checkpoint.get("hyper_parameters") or {}).get("policy") or {}
         had, has = saved.get("lora"), self._get(self.config, "model.policy.lora")
-        if (had is None) != (has is None):
+        shape = ("r", "target_modules")
+        pair = [lora and {name: lora[name] for name in shape} for lora in (had, has)]
+        if pair[0] != pair[1]:
             raise InputError(
                 f"checkpoint {path!r} was trained with policy.lora={had}, but this run has "
                 f"model.policy.lora={has}: give it the configuration that was saved beside the "
@@ -115,6 +185,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 2 after an error that the user can mend.
     """
     words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     commands: dict[str, Callable[[list[str]], None]] = {
         "plugins": _list_plugins,
@@ -128,8 +200,13 @@ def main(args: Sequence[str] | None = None) -> None:
             commands[command](rest)
         else:
             _run(PreferenceModule, words)
-    except InputError as error:
-        sys.stderr.write(f"lit-tidpo: error: {error}\n")
+    except SIGTERMException as error:
+        raise SystemExit(128 + signal.SIGTERM) from error
+    except (InputError, MisconfigurationException, OSError) as error:
+        if debug:
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"lit-tidpo: error: {line}\n")
         raise SystemExit(2) from error
 
 

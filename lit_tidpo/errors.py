@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, get_args
 
 
@@ -19,6 +21,32 @@ class PluginError(InputError):
 
 class NonFiniteError(InputError):
     """A supervised value became NaN or infinite."""
+
+
+_LONGEST = 600
+# Errors whose text says what is wrong; of others the name says more.
+_TELLING = (OSError, ValueError, ImportError, RuntimeError)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what a library raises at a boundary into an error that a user can mend.
+
+    Args:
+        what: What cannot be done, with the setting and its value.
+
+    Raises:
+        InputError: In one line, with the library's error as the cause.
+    """
+    try:
+        yield
+    except (InputError, Warning):  # warnings may be errors
+        raise
+    except Exception as error:  # whatever a library makes of a user's files
+        text = " ".join(str(error).split())
+        name = "" if isinstance(error, _TELLING) and text else f"{type(error).__name__}: "
+        cut = "" if len(text) <= _LONGEST else " ..."
+        raise InputError(f"{what}: {name}{text[:_LONGEST]}{cut}") from error
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:

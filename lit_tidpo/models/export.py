@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
 
 _PREFIX = "policy."
@@ -68,19 +70,52 @@ def export_checkpoint(
     policy: Any = build_policy(dataclasses.replace(config, init="random", disable_dropout=False))
     state = content["state_dict"]
     weights = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
-    try:
+    misfit = f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"
+    with explained(misfit):
         policy.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}: {reason}"
-        ) from error
+    expected = _probe(policy)
     if config.lora is not None or config.adapter is not None:
         policy = merge_adapters(policy)
+        _check_same(expected, _probe(policy), policy.dtype, "merging its adapters")
     if dtype is not None:
         policy = policy.to(getattr(torch, dtype))
-    policy.save_pretrained(folder)
-    _tokenizer(content, config).save_pretrained(folder)
+        expected = _probe(policy)
+    tokenizer = _tokenizer(content, config)
+    # Beside it first, so that what does not give the checkpoint's log-probs is never taken for it.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+        written = Path(beside) / "model"
+        policy.save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        again = build_policy(PolicyConfig(str(written), dtype="auto", disable_dropout=False))
+        _check_same(expected, _probe(again), policy.dtype, "writing it")
+        if folder.exists():
+            folder.rmdir()
+        written.rename(folder)
+
+
+def _probe(policy: Any) -> torch.Tensor:
+    """Log-probs of all tokens after each of some tokens, ``[T, V]``, in nats."""
+    length = min(32, most_positions(policy) or 32)
+    ids = torch.arange(1, length + 1) % vocabulary_size(policy)
+    with evaluating(policy), torch.no_grad():
+        logits: torch.Tensor = policy(input_ids=ids.unsqueeze(0)).logits[0]
+    return logits.float().log_softmax(-1)
+
+
+def _check_same(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype, by: str) -> None:
+    """Refuse a policy that has other log-probs than before.
+
+    Raises:
+        InputError: If any differs by more than rounding.
+    """
+    error = float((expected - found).abs().max())
+    limit = 1e-3 if dtype == torch.float32 else 0.3
+    if not error <= limit:
+        raise InputError(
+            f"{by} changes the policy's log-probs by {error:.3g} nats (expected at most {limit}): "
+            "nothing was exported; load the checkpoint in Python and save the policy there"
+        )
 
 
 def merge_adapters(policy: Any) -> Any:

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.errors import InputError, check_choice, explained
 from lit_tidpo.locations import check_revision, locate
-from lit_tidpo.models.quirks import checkpoint_activations, disable_dropout
+from lit_tidpo.models.quirks import (
+    check_causal,
+    check_untied,
+    checkpoint_activations,
+    disable_dropout,
+    silence_router,
+)
 from lit_tidpo.seeding import seeded
 
 if TYPE_CHECKING:
@@ -144,6 +151,7 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
 
 
 def _load(config: PolicyConfig) -> Any:
+    model: Any
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     if not config.path:
@@ -158,23 +166,49 @@ def _load(config: PolicyConfig) -> Any:
         "attn_implementation": config.attn_implementation,
         "dtype": config.dtype,
     }
-    try:
-        if config.init == "pretrained":
-            return AutoModelForCausalLM.from_pretrained(path, **loading, **options)
+    with explained(f"policy.path={config.path!r} cannot be loaded"):
         architecture = AutoConfig.from_pretrained(path, **options)
-        if config.dtype == "auto":
-            loading["dtype"] = architecture.dtype or torch.float32
-        with seeded(config.init_seed):
-            model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                architecture, trust_remote_code=config.trust_remote_code, **loading
+        if getattr(architecture, "is_encoder_decoder", False):
+            raise InputError(
+                f"policy.path={config.path!r} is an encoder-decoder ({architecture.model_type}): "
+                "expected a causal language model"
             )
-        with suppress(OSError):  # not every model comes with generation settings
-            model.generation_config = GenerationConfig.from_pretrained(
-                path, revision=config.revision or "main"
+        if config.init == "pretrained":
+            load: Any = AutoModelForCausalLM.from_pretrained
+            model, found = load(path, output_loading_info=True, **loading, **options)
+            _check_weights(config.path, found)
+        else:
+            if config.dtype == "auto":
+                loading["dtype"] = architecture.dtype or torch.float32
+            with seeded(config.init_seed):
+                model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                    architecture, trust_remote_code=config.trust_remote_code, **loading
+                )
+            with suppress(OSError):  # not every model comes with generation settings
+                model.generation_config = GenerationConfig.from_pretrained(
+                    path, revision=config.revision or "main"
+                )
+        check_causal(model)
+    silence_router(model)
+    return model
+
+
+def _check_weights(path: str, found: dict[str, Any]) -> None:
+    """Refuse weights that are not those of the model; transformers would draw them at random."""
+    for problem in ("missing_keys", "mismatched_keys"):
+        names = sorted(map(str, found.get(problem) or ()))
+        if names:
+            raise InputError(
+                f"policy.path={path!r}: {len(names)} tensors of the model are "
+                f"{problem.removesuffix('_keys')} in its files, such as {names[0]}: use a complete "
+                "causal language model, or policy.init=random"
             )
-        return model
-    except (OSError, ValueError) as error:
-        raise InputError(f"policy.path={config.path!r} cannot be loaded: {error}") from error
+    surplus = sorted(found.get("unexpected_keys") or ())
+    if surplus:
+        rank_zero_warn(
+            f"policy.path={path!r}: {len(surplus)} tensors of its files are no part of the model "
+            f"and are left out, such as {surplus[0]}"
+        )
 
 
 def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrainedModel:
@@ -186,20 +220,18 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
         target_modules=lora.target_modules or "all-linear",
         task_type="CAUSAL_LM",
     )
-    try:
-        with seeded(seed):  # all ranks start alike, whatever else they drew
-            adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
-    except ValueError as error:
-        raise InputError(f"policy.lora cannot be applied: {error}") from error
+    # All ranks start alike, whatever else they drew.
+    with explained("policy.lora cannot be applied"), seeded(seed):
+        adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
+    check_untied(adapted)
     return adapted
 
 
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     peft, folder = _import_peft(), locate(adapter)
-    try:
+    with explained(f"policy.adapter={adapter!r} cannot be loaded"):
         adapted: PreTrainedModel = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"policy.adapter={adapter!r} cannot be loaded: {error}") from error
+    check_untied(adapted)
     return adapted
 
 

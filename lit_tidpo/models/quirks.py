@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_tidpo.errors import InputError
@@ -123,6 +124,61 @@ def head_outside(model: nn.Module) -> nn.Linear | None:
 def vocabulary_size(model: nn.Module) -> int:
     """Entries of the input embeddings."""
     return int(input_layer(model).num_embeddings)  # type: ignore[arg-type]
+
+
+def check_untied(model: Any) -> None:
+    """Refuse adapters of one of two layers that share their weights.
+
+    Merged for export, they would change the other layer, too.
+
+    Raises:
+        InputError: If a model with tied embeddings has an adapter on its input or output layer.
+    """
+    base = inner_model(model)
+    head = output_layer(base)
+    shared = base.config.get_text_config().tie_word_embeddings
+    adapted = [layer for layer in (input_layer(base), head) if hasattr(layer, "base_layer")]
+    if shared and adapted:
+        raise InputError(
+            "policy.lora adapts the output layer or the embeddings, but this model shares their "
+            "weights (tie_word_embeddings), so that merging one would change the other: choose "
+            "other target_modules"
+        )
+
+
+# What a forward pass does beside the logits
+
+
+def silence_router(model: Any) -> None:
+    """Leave out the router's logits and balancing loss of a mixture of experts, with a word."""
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "output_router_logits", False):
+            config.output_router_logits = False
+            rank_zero_warn(
+                "the model's configuration asks for the router's balancing loss "
+                "(output_router_logits=true), which is no part of the objective: it is left out"
+            )
+
+
+def check_causal(model: Any) -> None:
+    """Refuse a model in which a token sees those after it.
+
+    Raises:
+        InputError: If logits of a token change with a later token.
+    """
+    if attention_kernel(model) not in (None, "eager", "sdpa") or is_sharded(model):
+        return  # other kernels run on some devices alone
+    parameter = next(model.parameters())
+    last = min(7, vocabulary_size(model) - 1)
+    ids = torch.tensor([[1, 2, 3, last], [1, 2, 3, last - 1]], device=parameter.device)
+    with evaluating(model), torch.no_grad():
+        one, other = model(input_ids=ids).logits[:, :3].float()
+    rounding = 1e-4 if parameter.dtype == torch.float32 else 3e-2
+    if float((one - other).abs().max()) > rounding * float(one.abs().max()):
+        raise InputError(
+            f"{type(model).__name__} lets tokens see those after them: expected a causal language "
+            "model"
+        )
 
 
 # Positions and attention

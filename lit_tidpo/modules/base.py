@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.errors import InputError, check_choice, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.models.sharding import check_strategy, shard
@@ -109,14 +112,83 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the trainable parameters and the schedule of its rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        if self.optimizer is None:
-            self.optimizer = functools.partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
-        optimizer = self.optimizer(parameters)
+        optimizer = self._make_optimizer(parameters)
+        _tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
         scheduler = LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
+        if self.optimizer is None:
+            self.optimizer = functools.partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
+        with explained("model.optimizer cannot be made"):
+            return self.optimizer(parameters)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep which optimizer it is, and its settings."""
+        for optimizer in self.trainer.optimizers[:1]:
+            checkpoint["optimizer"] = {
+                "name": type(optimizer).__name__,
+                "settings": _plain(optimizer.defaults),
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the checkpoint's optimizer the settings of this run, where they are others.
+
+        Raises:
+            InputError: If it is another optimizer, or its settings cannot be reached.
+        """
+        saved = checkpoint.get("optimizer")
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if saved is None or not fitting:
+            return
+        now = self._make_optimizer([nn.Parameter(torch.zeros(1))])
+        if type(now).__name__ != saved["name"]:
+            raise InputError(
+                f"the checkpoint's optimizer is {saved['name']}, but model.optimizer is "
+                f"{type(now).__name__}, which its state does not fit: take {saved['name']}, or "
+                "export the checkpoint and start from it as model.policy.path"
+            )
+        settings = _plain(now.defaults)
+        changed = {k: v for k, v in settings.items() if saved["settings"].get(k) != v}
+        if not changed:
+            return
+        words = ", ".join(f"{k}={v} (was {saved['settings'].get(k)})" for k, v in changed.items())
+        states = checkpoint.get("optimizer_states")
+        if not states:
+            raise InputError(
+                f"model.optimizer has {words}, which a sharded checkpoint cannot be resumed with: "
+                "take the checkpoint's settings"
+            )
+        rank_zero_warn(f"resuming with other settings of the optimizer: {words}")
+        for group in (group for state in states for group in state["param_groups"]):
+            if "lr" in changed:
+                before = group.get("initial_lr") or group["lr"]
+                group["lr"] *= changed["lr"] / before if before else 1.0
+                group["initial_lr"] = changed["lr"]
+            group.update({k: v for k, v in changed.items() if k != "lr"})
+        if "lr" in changed:
+            for schedule in checkpoint.get("lr_schedulers", []):
+                schedule["base_lrs"] = [changed["lr"]] * len(schedule["base_lrs"])
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; see :meth:`torch.nn.Module.load_state_dict`.
+
+        Raises:
+            InputError: If they are of another model or other adapters.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()[:40])
+            raise InputError(
+                "the checkpoint does not fit the model; give model.policy the path and adapters of "
+                f"its training: {reason} ..."
+            ) from error
 
     def _rate_factor(self, step: int) -> float:
         """Factor of the learning rate in an optimizer step."""
@@ -237,3 +309,32 @@ class PolicyModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the means over all examples of all ranks."""
         self._log_means("test", self.means)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a checkpoint can hold."""
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: value
+        for name, value in settings.items()
+        if isinstance(value, plain)
+        or (isinstance(value, tuple) and all(isinstance(each, plain) for each in value))
+    }
+
+
+def _tell_of_lost_steps(parameters: list[nn.Parameter], rate: Any) -> None:
+    """Warn if most steps of a learning rate are smaller than what the parameters can hold."""
+    coarse = [p for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
+    if not coarse or not isinstance(rate, float):
+        return
+    # A step of Adam is about the rate; one below half the distance of two numbers is lost.
+    lost = sum(
+        int((p.detach().abs().float() * torch.finfo(p.dtype).eps / 4 > rate).sum()) for p in coarse
+    )
+    share = lost / sum(p.numel() for p in coarse)
+    if share > 0.5:
+        rank_zero_warn(
+            f"steps of lr={rate:g} are lost in {share:.0%} of the weights, because "
+            f"{coarse[0].dtype} cannot hold them: set model.policy.dtype=float32 (with "
+            "trainer.precision=bf16-mixed), or raise the learning rate"
+        )

@@ -343,6 +343,7 @@ class PreferenceModule(ReferencedModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps, and what later steps may still use."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["skipped_steps"] = self.skipped_steps
         for name, cache in self._caches.items():
             if cache.refresh_every != 1:
@@ -350,6 +351,7 @@ class PreferenceModule(ReferencedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what was kept; each rank its own, if there are as many as before."""
+        super().on_load_checkpoint(checkpoint)
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
         for name, cache in self._caches.items():
             states = checkpoint.get(name, [])

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lit_tidpo.cli import main
 from lit_tidpo.errors import InputError
+from lit_tidpo.models import export
 from lit_tidpo.models.export import export_checkpoint, merge_adapters, read_checkpoint
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
@@ -171,3 +172,24 @@ def test_a_file_in_the_folders_place_is_refused(model_folder, source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file: choose a new one"):
         export_checkpoint(checkpoint, tmp_path / "file")
+
+
+@pytest.mark.parametrize("step", ["merging", "writing"])
+def test_an_export_that_is_not_the_policy_is_refused_and_leaves_nothing(
+    model_folder, source, tmp_path, monkeypatch, step
+):
+    checkpoint, _ = fitted(model_folder, source, tmp_path / "saved", LORA)
+    whole = LlamaForCausalLM.save_pretrained
+
+    def spoiled(policy, *rest, **options):
+        with torch.no_grad():
+            policy.lm_head.weight.mul_(1.5)
+        return whole(policy, *rest, **options)
+
+    if step == "writing":
+        monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", spoiled)
+    else:
+        monkeypatch.setattr(export, "merge_adapters", lambda policy: policy.unload())
+    with pytest.raises(InputError, match=f"{step} .* nothing was exported"):
+        export_checkpoint(checkpoint, tmp_path / "to" / "exported")
+    assert not list((tmp_path / "to").glob("*"))

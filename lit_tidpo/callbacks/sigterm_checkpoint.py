@@ -1,0 +1,25 @@
+"""Save what was trained when the process is asked to end."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lit_tidpo.callbacks.token_writer import log_folder
+
+
+class SigtermCheckpoint(Callback):
+    """Writes ``checkpoints/last-sigterm.ckpt`` into the run's folder at SIGTERM, after the step.
+
+    ``fit --ckpt_path last`` goes on from there.
+    """
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Save, if the exception stands for SIGTERM and there is anything to save."""
+        if isinstance(exception, SIGTERMException) and trainer.training and trainer.global_step:
+            file = log_folder(trainer) / "checkpoints" / "last-sigterm.ckpt"
+            trainer.save_checkpoint(file)
+            rank_zero_info(f"SIGTERM: saved {file}; go on with --ckpt_path {file}")
