@@ -24,8 +24,8 @@ class NonFiniteError(InputError):
 
 
 _LONGEST = 600
-# Errors whose text says what is wrong; of others the name says more.
-_TELLING = (OSError, ValueError, ImportError, RuntimeError)
+# Their text alone, such as a key, does not say what is wrong.
+_MUTE = (LookupError, TypeError, AttributeError, AssertionError)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def explained(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a library makes of a user's files
         text = " ".join(str(error).split())
-        name = "" if isinstance(error, _TELLING) and text else f"{type(error).__name__}: "
+        name = f"{type(error).__name__}: " if isinstance(error, _MUTE) or not text else ""
         cut = "" if len(text) <= _LONGEST else " ..."
         raise InputError(f"{what}: {name}{text[:_LONGEST]}{cut}") from error
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import cuda
 from torch.utils.data import DataLoader
 
@@ -16,6 +16,7 @@ from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.data.examples import PairDataset, PairStream
 from lit_tidpo.data.loaders import Position, ResumableLoader
 from lit_tidpo.data.preparation import InvalidRows, PreparationReport, usable_rows
+from lit_tidpo.data.rows import COLUMNS
 from lit_tidpo.data.sampling import ResumableSampler
 from lit_tidpo.data.splits import Splits, SplitSource
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
@@ -208,6 +209,9 @@ class PreferenceDataModule(LightningDataModule):
         for split in self._splits(stage, raw):
             if split in self._rows:
                 continue
+            unused = set(raw[split].column_names or ()) - COLUMNS if split in raw else ()
+            if unused:
+                rank_zero_info(f"split {split!r}: columns {sorted(unused)} are not used")
             if self.source.streaming:
                 self.reports[split] = PreparationReport(split)
                 self._rows[split] = self.source.rows(raw, split)

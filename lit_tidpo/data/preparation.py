@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 InvalidRows = Literal["raise", "drop"]
 
 # Raise it when the same options come to make other ids, so that old cache files are left alone.
-_VERSION = 1
+_VERSION = 2
 _IDS, _WEIGHTS = List(Value("int32")), List(Value("float32"))
 _FEATURES = Features(
     {
@@ -37,6 +37,7 @@ _FEATURES = Features(
         "chosen_truncated": Value("bool"),
         "rejected_truncated": Value("bool"),
         "shifted": Value("bool"),
+        "left_out": Value("string"),
         "index": Value("int64"),
         "problem": Value("string"),
     }
@@ -56,6 +57,8 @@ class PreparationReport:
         rejected_truncated: Usable pairs whose rejected response was cut.
         shifted: Usable pairs whose responses start before the end of the prompt's text.
         shifted_example: Text around the start of the responses in the first such pair.
+        left_out: Usable pairs of which the chat template leaves out text of a response.
+        left_out_example: The beginning of that text in the first such pair.
         problems: Unusable rows by what is wrong with them.
         first: Position of the first row with each problem.
     """
@@ -67,6 +70,8 @@ class PreparationReport:
     rejected_truncated: int = 0
     shifted: int = 0
     shifted_example: str = ""
+    left_out: int = 0
+    left_out_example: str = ""
     problems: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -81,6 +86,8 @@ class PreparationReport:
         self.chosen_truncated += row["chosen_truncated"]
         self.rejected_truncated += row["rejected_truncated"]
         self.shifted += row["shifted"]
+        self.left_out += bool(row["left_out"])
+        self.left_out_example = self.left_out_example or row["left_out"]
         if row["shifted"] and not self.shifted_example:
             before = tokenizer.decode(row["prompt_ids"][-_EXAMPLE_TOKENS:])
             after = tokenizer.decode(row["chosen_ids"][:_EXAMPLE_TOKENS])
@@ -134,6 +141,12 @@ class PreparationReport:
             parts.append("truncated: " + ", ".join(f"{n} {side}" for side, n in cut.items() if n))
         if self.problems:
             parts.append(f"dropped: {self.describe_problems()}")
+        if self.left_out:
+            parts.append(
+                f"the chat template leaves out text of the responses in {self.left_out} pairs, for "
+                f"example {self.left_out_example!r}: it is not trained on unless "
+                "data.chat_template renders it"
+            )
         if self.shifted:
             parts.append(
                 f"the prompt's tokens do not begin those of prompt and response in {self.shifted} "

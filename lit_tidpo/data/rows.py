@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_tidpo.errors import InputError
@@ -29,6 +30,7 @@ class PreferencePair:
         chosen_weights: One weight per token of the chosen response, or None.
         rejected_weights: One weight per token of the rejected response, or None.
         problem: Why the pair cannot be trained on; empty if it can.
+        tools: Definitions of tools for the chat template, or None.
     """
 
     prompt: str | list[Message]
@@ -37,6 +39,15 @@ class PreferencePair:
     chosen_weights: list[float] | None = None
     rejected_weights: list[float] | None = None
     problem: str = ""
+    tools: list[Any] | None = None
+
+
+COLUMNS = frozenset(
+    {"prompt", "chosen", "rejected", "chosen_weights", "rejected_weights", "system", "tools"}
+)
+"""The columns that are read."""
+
+_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
 def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
@@ -52,6 +63,10 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
       prompt ends after the last such mark that they share. Other texts share their leading whole
       words, as far as each keeps at least one word of its own.
 
+    Beside messages, ``system`` is the first turn and ``tools`` (a list, or JSON) goes to the chat
+    template. A message's ``content`` is text, a list of text parts, or nothing where the message
+    holds something else, such as ``tool_calls``.
+
     Args:
         row: The row's fields.
         number: Position of the row in its split, for messages.
@@ -60,17 +75,30 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
         The pair. A pair that cannot be trained on has a ``problem``.
 
     Raises:
-        InputError: If a field is missing or of another type.
+        InputError: If a field is missing or of another type, or the row holds images, audio or
+            video.
 
     Example:
         >>> pair = preference_pair({"chosen": "It is blue.", "rejected": "It is brown."}, 0)
         >>> pair.prompt, pair.chosen, pair.rejected
         ('It is', ' blue.', ' brown.')
     """
+    media = [name for name in _MEDIA if row.get(name)]
+    if media:
+        raise InputError(
+            f"row {number}: column {media[0]!r} holds {row[media[0]]!r:.80}, but only text is "
+            "trained on: leave such rows out, or drop the column if the text stands alone"
+        )
     chosen, rejected = (_field(row, name, number) for name in ("chosen", "rejected"))
     prompt = None if row.get("prompt") is None else _field(row, "prompt", number)
     weights = (_weights(row, "chosen", number), _weights(row, "rejected", number))
     if isinstance(chosen, str) and isinstance(rejected, str):
+        unused = [name for name in ("system", "tools") if row.get(name)]
+        if unused:
+            raise InputError(
+                f"row {number}: column {unused[0]!r} is for messages, but the responses are text: "
+                "put it into the prompt, or drop the column"
+            )
         if isinstance(prompt, list):
             raise InputError(
                 f"row {number}: 'prompt' holds messages, but the responses are text; "
@@ -81,7 +109,8 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
         return _from_explicit_text(prompt or "", chosen, rejected, weights)
     if isinstance(chosen, list) and isinstance(rejected, list):
         problem = "empty prompt" if prompt is None and "prompt" in row else ""
-        return _from_messages(prompt, chosen, rejected, weights, problem)
+        pair = _from_messages(prompt, chosen, rejected, weights, problem)
+        return _with_columns(pair, row, number)
     raise InputError(
         f"row {number}: one of 'chosen' and 'rejected' is text, the other messages; "
         "expected both of one kind"
@@ -95,19 +124,76 @@ def _field(row: Mapping[str, Any], name: str, number: int) -> str | list[Message
     value = row.get(name)
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and all(_is_message(entry) for entry in value):
-        # A columnar file gives each message every key that any message has, as None.
-        return [{key: part for key, part in turn.items() if part is not None} for turn in value]
+    if isinstance(value, list):
+        return [
+            _message(turn, f"row {number}: field {name!r}, turn {place}")
+            for place, turn in enumerate(value)
+        ]
     raise InputError(
         f"row {number}: field {name!r} must be text or a list of messages with 'role' and "
         f"'content'; got {value!r:.80}"
     )
 
 
-def _is_message(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(k), str) for k in ("role", "content")
+def _message(turn: Any, where: str) -> Message:
+    """A turn whose content is text, without the keys that are None.
+
+    A columnar file gives each message every key that any message has, as None.
+    """
+    if isinstance(turn, dict) and isinstance(turn.get("role"), str):
+        kept: Message = _without_nulls(turn)
+        content = kept.get("content")
+        if isinstance(content, list):
+            content = _joined(content, where)
+        if content is None and _payload(kept):
+            content = ""
+        if isinstance(content, str):
+            return {**kept, "content": content}
+    raise InputError(
+        f"{where}: expected a message with 'role' and 'content' (text, text parts, or nothing "
+        f"beside 'tool_calls'); got {turn!r:.120}"
     )
+
+
+def _joined(parts: list[Any], where: str) -> str:
+    found = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(parts):
+        raise InputError(f"{where}: only parts of text are trained on; got {parts!r:.120}")
+    return "".join(texts)
+
+
+def _payload(turn: Message) -> dict[str, Any]:
+    """What a message holds beside its text, such as ``tool_calls``."""
+    return {k: v for k, v in turn.items() if k not in ("role", "content", "name") and v}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _with_columns(pair: PreferencePair, row: Mapping[str, Any], number: int) -> PreferencePair:
+    """Put the columns ``system`` and ``tools`` into a pair of messages."""
+    system, tools, prompt = row.get("system"), row.get("tools"), pair.prompt
+    if system:
+        if not isinstance(system, str):
+            raise InputError(f"row {number}: column 'system' must be text; got {system!r:.80}")
+        if prompt and isinstance(prompt[0], dict) and prompt[0]["role"] == "system":
+            raise InputError(
+                f"row {number}: both column 'system' and the first message give a system prompt: "
+                "drop one"
+            )
+        prompt = [{"role": "system", "content": system}, *prompt]
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise InputError(f"row {number}: column 'tools' is no JSON: {error}") from error
+    if tools and not isinstance(tools, list):
+        raise InputError(f"row {number}: column 'tools' must be a list; got {tools!r:.80}")
+    return replace(pair, prompt=prompt, tools=_without_nulls(tools) or None)
 
 
 def _weights(row: Mapping[str, Any], side: str, number: int) -> list[float] | None:
@@ -194,5 +280,6 @@ def _same(pair: tuple[Any, Any]) -> bool:
 
 
 def _is_blank(response: str | list[Message]) -> bool:
-    text = response if isinstance(response, str) else "".join(turn["content"] for turn in response)
-    return not text.strip()
+    if isinstance(response, str):
+        return not response.strip()
+    return not any(turn["content"].strip() or _payload(turn) for turn in response)

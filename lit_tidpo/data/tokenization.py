@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_tidpo.data.rows import Message, PreferencePair, preference_pair
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_SHOWN = 60
+"""Characters that messages show of a text."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class PairTokenizer:
         pair = preference_pair(row, number)
         if pair.problem:
             return _row(number, pair.problem)
-        prompt, chosen, rejected = self._encode(pair, number)
+        texts = self._texts(pair, number)
+        prompt, chosen, rejected = self._encode(texts, isinstance(pair.prompt, str))
         boundary = min(_shared_prefix(prompt, chosen), _shared_prefix(prompt, rejected))
         if boundary == 0:
             return _row(number, "empty prompt")
@@ -114,49 +119,51 @@ class PairTokenizer:
             "length": len(kept) + max(map(len, cut.values())),
             "prompt_truncated": len(kept) < boundary,
             "shifted": shifted,
+            "left_out": _left_out(pair, texts),
             **{f"{side}_ids": ids for side, ids in cut.items()},
             **{f"{side}_truncated": flag for side, flag in truncated.items()},
             **{f"{side}_weights": values and values[:budget] for side, values in weights.items()},
         }
 
-    def _encode(self, pair: PreferencePair, number: int) -> tuple[list[int], list[int], list[int]]:
-        """Ids of the prompt alone and of prompt and response, each with its BOS and its end."""
+    def _texts(self, pair: PreferencePair, number: int) -> list[str]:
+        """The prompt alone, and with each response; nothing if there is no prompt."""
         if isinstance(pair.prompt, str):
-            texts = [pair.prompt, f"{pair.prompt}{pair.chosen}", f"{pair.prompt}{pair.rejected}"]
-        elif not pair.prompt:
+            return [pair.prompt, f"{pair.prompt}{pair.chosen}", f"{pair.prompt}{pair.rejected}"]
+        if not pair.prompt:
+            return []
+        assert isinstance(pair.chosen, list)
+        assert isinstance(pair.rejected, list)
+        return [
+            self._render(pair.prompt, pair.tools, number, open_turn=True),
+            self._render(pair.prompt + pair.chosen, pair.tools, number),
+            self._render(pair.prompt + pair.rejected, pair.tools, number),
+        ]
+
+    def _encode(self, texts: list[str], is_plain: bool) -> tuple[list[int], list[int], list[int]]:
+        """Ids of the prompt alone and of prompt and response, each with its BOS and its end."""
+        if not texts:
             return [], [], []
-        else:
-            assert isinstance(pair.chosen, list)
-            assert isinstance(pair.rejected, list)
-            texts = [
-                self._render(pair.prompt, number, open_turn=True),
-                self._render(pair.prompt + pair.chosen, number),
-                self._render(pair.prompt + pair.rejected, number),
-            ]
         # verbose=False: sequences beyond the model's length are cut here, not a mistake.
         encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         prompt, *full = ([*self._bos, *ids] if ids[:1] != self._bos else ids for ids in encoded)
-        end = self._end_text if isinstance(pair.prompt, str) else self._end_chat
+        end = self._end_text if is_plain else self._end_chat
         chosen, rejected = (end(ids) for ids in full)
         return prompt, chosen, rejected
 
-    def _render(self, messages: list[Message], number: int, open_turn: bool = False) -> str:
-        from jinja2 import TemplateError
+    def _render(
+        self, messages: list[Message], tools: Any, number: int, open_turn: bool = False
+    ) -> str:
 
         if self.tokenizer.chat_template is None:
             raise InputError(
                 f"row {number} holds messages, but the tokenizer {self.tokenizer.name_or_path!r} "
                 "has no chat template: set chat_template"
             )
-        try:
+        roles = [turn["role"] for turn in messages]
+        with explained(f"row {number}: the chat template refuses turns of {roles}"):
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=open_turn
+                messages, tools=tools, tokenize=False, add_generation_prompt=open_turn
             )
-        except TemplateError as error:
-            roles = [turn["role"] for turn in messages]
-            raise InputError(
-                f"row {number}: the chat template refuses turns of {roles}: {error}"
-            ) from error
         return str(text)
 
     def _end_text(self, ids: list[int]) -> list[int]:
@@ -202,9 +209,21 @@ def _row(number: int, problem: str = "") -> dict[str, Any]:
         "chosen_truncated": False,
         "rejected_truncated": False,
         "shifted": False,
+        "left_out": "",
         "index": number,
         "problem": problem,
     }
+
+
+def _left_out(pair: PreferencePair, texts: list[str]) -> str:
+    """The first text of a response, its reasoning say, that the chat template did not render."""
+    for response, text in zip((pair.chosen, pair.rejected), texts[1:], strict=True):
+        for turn in response if isinstance(response, list) else []:
+            for name in ("content", "reasoning_content", "reasoning", "thinking"):
+                part = turn.get(name)
+                if isinstance(part, str) and part.strip() not in text:
+                    return part.strip()[:_SHOWN]
+    return ""
 
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:

@@ -75,6 +75,7 @@ class PolicyModule(LightningModule):
         values = {
             name: as_plain_data(value) for name, value in arguments.items() if name not in implied
         }
+        _check_finite("model", values)
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(values)
 
@@ -338,3 +339,16 @@ def _tell_of_lost_steps(parameters: list[nn.Parameter], rate: Any) -> None:
             f"{coarse[0].dtype} cannot hold them: set model.policy.dtype=float32 (with "
             "trainer.precision=bf16-mixed), or raise the learning rate"
         )
+
+
+def _check_finite(name: str, value: Any) -> None:
+    """Refuse numbers that are infinite or NaN, at any depth.
+
+    Raises:
+        InputError: With the path of the first one.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name}={value}: expected a finite number")
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_finite(f"{name}.{key}" if key != "init_args" else name, part)

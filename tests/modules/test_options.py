@@ -22,6 +22,7 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.hybrid_importance import HybridImportance
 from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior
+from lit_tidpo.importance.tempered_importance import TemperedImportance
 from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
@@ -603,3 +604,21 @@ def test_a_flipped_field_shows(world, name, flip):
         return
     assert flip.observe(world, base) == before  # the same options show the same
     assert flip.observe(world, flipped) != before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda v: {"importance": TemperedImportance(UniformImportance(), v)},
+        lambda v: {"importance": HybridImportance(prior=GaussianPrior(v))},
+        lambda v: {"losses": {"preference": WeightedDPOLoss(alpha=v)}},
+        lambda v: {"losses": {"triplet": TripletLoss(margin=v)}},
+        lambda v: {"anchor": AnchorOptions(temperature=v)},
+        lambda v: {"loss_weights": {"preference": v}},
+        lambda v: {"optimizer": functools.partial(torch.optim.AdamW, lr=v)},
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(value, options):
+    with pytest.raises(InputError):
+        PreferenceModule(PolicyConfig("builtin:policy"), **options(value))
