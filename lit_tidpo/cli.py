@@ -27,6 +27,7 @@ from lit_tidpo.models.export import export_checkpoint, read_checkpoint
 from lit_tidpo.models.needs import describe_needs
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.plugins.configurations import check_configurations
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, distribution, inspect
 from lit_tidpo.sampling.generation import window_batches
@@ -95,6 +96,10 @@ class TidpoCLI(LightningCLI):
                 f"seed_everything={given[0]} moves only what components of your own draw: the "
                 "order of the data, anchors, dropout and new weights go by data.seed, model.seed "
                 "and model.policy.init_seed"
+            )
+        if not self._get(self.config, "model.policy.path", default=""):
+            raise InputError(
+                "model.policy.path is not set: name a model on the Hub, a folder, or builtin:policy"
             )
         window = self._get(self.config, "trainer.accumulate_grad_batches", default=1)
         if window < 1:
@@ -211,6 +216,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(module: type[LightningModule], args: list[str], prog: str = "lit-tidpo") -> None:
+    check_configurations(args)
     PluginArgumentParser.problems = load_named_plugins(args)
     TidpoCLI(
         module,

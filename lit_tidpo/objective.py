@@ -69,9 +69,9 @@ class Objective:
         unknown = sorted(loss_weights.keys() - losses.keys())
         if unknown:
             raise InputError(f"loss_weights names {unknown}; the losses are {sorted(losses)}")
-        endless = {name: factor for name, factor in loss_weights.items() if not isfinite(factor)}
-        if endless:
-            raise InputError(f"loss_weights={endless}: expected finite numbers")
+        bad = {k: v for k, v in loss_weights.items() if not (isfinite(v) and v >= 0)}
+        if bad:
+            raise InputError(f"loss_weights={bad}: expected finite numbers, 0 or more")
         check_choice("weight_scale", scale, Scale)
         self.importance = importance
         self.scale = scale

@@ -67,7 +67,7 @@ def load_splits(
         )
     except InputError:
         raise
-    except (DatasetsError, OSError, ValueError, TypeError) as error:
+    except (DatasetsError, OSError, ValueError, TypeError, RecursionError) as error:
         if path.exists():
             _check_json(path)
         raise InputError(
@@ -157,6 +157,10 @@ def _check_json(path: Path) -> None:
         for number, part in enumerate(parts, start=1):
             try:
                 _ = part.strip() and json.loads(part)
+            except RecursionError as error:
+                raise InputError(
+                    f"{str(file)!r} line {number} is nested too deeply: expected preference pairs"
+                ) from error
             except json.JSONDecodeError as error:
                 raise InputError(
                     f"{str(file)!r} line {number + error.lineno - 1} is not JSON ({error.msg}, "
@@ -167,6 +171,6 @@ def _check_json(path: Path) -> None:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return False
     return True

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_tidpo.errors import InputError, NonFiniteError
+from lit_tidpo.errors import InputError, NonFiniteError, PluginError
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import Results
 
@@ -124,9 +124,16 @@ def checked_scores(
         NonFiniteError: If one that counts is NaN or infinite.
     """
     mask = results.mask if mask is None else mask
-    scores = estimator.scores(results)
-    scores = scores if estimator.learned else scores.detach()
     name = type(estimator).__name__
+    try:
+        scores = estimator.scores(results)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise PluginError(f"importance {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(scores, Tensor):
+        raise PluginError(
+            f"importance scores of {name} are {type(scores).__name__}; expected a tensor"
+        )
+    scores = scores if estimator.learned else scores.detach()
     if scores.shape != mask.shape:
         raise InputError(
             f"importance scores of {name} have the shape {tuple(scores.shape)}; expected "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -229,6 +230,10 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
 
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
     peft, folder = _import_peft(), locate(adapter)
+    if Path(folder).is_dir() and not (Path(folder) / "adapter_config.json").is_file():
+        raise InputError(
+            f"policy.adapter={adapter!r} holds no adapter_config.json: name an adapter's folder"
+        )
     with explained(f"policy.adapter={adapter!r} cannot be loaded"):
         adapted: PreTrainedModel = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
     check_untied(adapted)
