@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -109,7 +110,10 @@ class TidpoCLI(LightningCLI):
             raise InputError(
                 "ckpt_path='best' is known to the process that trained alone: give the file"
             )
-        if path is not None and path not in _CHECKPOINT_KEYWORDS and not Path(path).is_dir():
+        if path is None or path in _CHECKPOINT_KEYWORDS:
+            return
+        path = self.config[self.subcommand]["ckpt_path"] = os.path.expanduser(path)
+        if not Path(path).is_dir():
             self._check_adapters(path, read_checkpoint(Path(path)))
 
     def instantiate_classes(self) -> None:

@@ -290,3 +290,24 @@ def test_a_checkpoint_of_adapters_wants_adapters(command, tmp_path, capsys):
         command("validate", *FAST, data, f"--ckpt_path={checkpoint}")
     assert "was trained with policy.lora={" in capsys.readouterr().err
     command("validate", *FAST, data, lora, f"--ckpt_path={checkpoint}")
+
+
+def test_home_means_the_same_in_every_path(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    quick = ["--model.losses={preference: dpo}", "--data.cache_dir=~/cache"]
+    quick += ["--trainer.default_root_dir=~/runs", "--trainer.logger=false"]
+    command("fit", *quick, "--model.reference_cache=~/reference")
+    (saved,) = (tmp_path / "home" / "runs").rglob("*.ckpt")
+    path = "~/" + str(saved.relative_to(tmp_path / "home"))
+    command(
+        "predict",
+        f"--ckpt_path={path}",
+        "--tokens.path=~/t.jsonl",
+        *quick,
+        "--data.predict_split=train",
+    )
+    main(["export", path, "~/exported"])
+    made = {entry.name for entry in (tmp_path / "home").iterdir()}
+    assert made >= {"cache", "reference", "runs", "t.jsonl", "exported"}
+    assert not list(tmp_path.glob("~*"))

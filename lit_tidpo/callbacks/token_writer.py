@@ -109,4 +109,6 @@ class TokenWriter(Callback):
             table.to_json(target)
 
     def _target(self, trainer: Trainer) -> Path:
-        return log_folder(trainer) / "tokens.jsonl" if self.path is None else Path(self.path)
+        if self.path is None:
+            return log_folder(trainer) / "tokens.jsonl"
+        return Path(self.path).expanduser()

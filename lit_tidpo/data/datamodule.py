@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -111,6 +112,7 @@ class PreferenceDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        cache_dir = None if cache_dir is None else os.path.expanduser(cache_dir)
         # Not to the logger: Lightning refuses to fit where a module logs another value of a name.
         self.save_hyperparameters(logger=False)
         self.source = SplitSource(

@@ -83,6 +83,9 @@ class SelfBLEU(_Responses):
         for prompt, ids in zip(prompts, self._responses(), strict=True):
             if ids:
                 groups[prompt].append(" ".join(map(str, ids)))
+        # Of references that are equally close in length the first counts: the shorter, as in NLTK.
+        for texts in groups.values():
+            texts.sort(key=lambda text: len(text.split()))
         scores = [
             bleu_score([text], [texts[:i] + texts[i + 1 :]], n_gram=self.n_gram)
             for texts in groups.values()

@@ -61,6 +61,7 @@ def export_checkpoint(
     Raises:
         InputError: If the checkpoint cannot be used, or the folder holds something.
     """
+    checkpoint, folder = checkpoint.expanduser(), folder.expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         state = "is not empty" if folder.is_dir() else "is a file"
         raise InputError(f"export folder {str(folder)!r} {state}: choose a new one")

@@ -51,7 +51,7 @@ class CachedReference:
     """
 
     def __init__(self, folder: str | None, objective: Objective) -> None:
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else Path(folder).expanduser()
         if folder is not None:
             _check_needs(objective)
         self._objective = objective

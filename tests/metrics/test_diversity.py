@@ -1,5 +1,6 @@
 """Diversity against hand calculation, nltk's BLEU and a naive loop."""
 
+import itertools
 import math
 import random
 
@@ -113,3 +114,17 @@ def test_what_cannot_be_measured_is_refused():
     ids = torch.ones(2, 3, dtype=torch.long)
     with pytest.raises(InputError, match="mask: expected bool"):
         TokenEntropy().update(ids, ids, torch.zeros(2))
+
+
+def test_self_bleu_does_not_depend_on_the_order_of_responses():
+    """Of two references that are equally close in length, the shorter counts, as in NLTK."""
+    responses = [[1, 2, 3], [1, 2, 3, 4], [1, 2], [2, 3, 4, 5, 6]]
+    found = set()
+    for order in itertools.permutations(responses):
+        metric = SelfBLEU(n_gram=1)
+        for ids in order:
+            metric.update(torch.tensor([ids]), torch.ones(1, len(ids)).bool(), torch.tensor([0]))
+        found.add(round(float(metric.compute()), 6))
+    # By hand: 3 of 3; 4 of 4, beside references of 3 and 5 tokens; 2 of 2, too short; 3 of 5.
+    (value,) = found
+    assert value == pytest.approx((1 + 1 + math.exp(1 - 3 / 2) + 3 / 5) / 4, abs=1e-5)
