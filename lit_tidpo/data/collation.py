@@ -45,6 +45,11 @@ def collate(
             optional.
     """
     for position, own in zip(index, responses, strict=True):
+        if not all(isinstance(each, Mapping) and "ids" in each for each in own):
+            raise InputError(
+                f"prompt {position} of the data set: expected responses as {{'ids': [...]}}, with "
+                f"'weights', 'reward' and 'behaviour_logps' where there are any; got {own!r:.80}"
+            )
         if not 1 <= len(own) <= len(roles):
             raise InputError(
                 f"prompt {position} of the data set has {len(own)} responses; expected 1 to "
@@ -151,8 +156,8 @@ class PairCollator:
 class GroupCollator:
     """Pad tokenised groups on the right and stack them: one to many responses for each prompt.
 
-    A group has ``prompt_ids``, ``responses`` (see :func:`collate`; of ranked ones the best first)
-    and ``index``.
+    A group is ``{"index": 0, "prompt_ids": [...], "responses": [{"ids": [...]}, ...]}``, of ranked
+    responses the best first; each may have ``weights``, a ``reward`` and ``behaviour_logps``.
 
     Attributes:
         pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.

@@ -177,3 +177,9 @@ def test_rows_that_do_not_fit_their_roles_are_refused(roles, holders):
         ResponseBatch(
             rows[:, None], rows, rows, roles, torch.arange(2), rows[:2].bool(), holders=holders
         )
+
+
+def test_responses_of_another_shape_are_refused():
+    group = {"index": 3, "prompt_ids": [1], "responses": [[5, 2], [6, 2]]}
+    with pytest.raises(InputError, match=r"prompt 3 .* expected responses as \{'ids': "):
+        GroupCollator()([group])
