@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import auto_cli
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -24,6 +25,7 @@ from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.base import LossComponent
+from lit_tidpo.models.checkpoint_io import WholeCheckpointIO
 from lit_tidpo.models.export import export_checkpoint, read_checkpoint
 from lit_tidpo.models.needs import describe_needs
 from lit_tidpo.modules.preference import PreferenceModule
@@ -122,8 +124,10 @@ class TidpoCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Make the Trainer, which saves at SIGTERM where it saves at all."""
+        """Make the Trainer, which saves whole files, and at SIGTERM where it saves at all."""
         trainer: Any = super().instantiate_trainer(**options)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
         if trainer.checkpoint_callback is not None:
             trainer.callbacks.append(SigtermCheckpoint())
         made: Trainer = trainer

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lit_tidpo.errors import InputError, explained
+from lit_tidpo.models.checkpoint_io import check_whole
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
@@ -32,6 +33,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}: check the path")
+    check_whole(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
