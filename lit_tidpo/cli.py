@@ -230,7 +230,7 @@ def _run(module: type[LightningModule], args: list[str], prog: str = "lit-tidpo"
         module,
         PreferenceDataModule,
         parser_class=PluginArgumentParser,
-        parser_kwargs={"prog": prog},
+        parser_kwargs={"prog": prog, "allow_abbrev": False},
         save_config_callback=SaveConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,
