@@ -1,4 +1,4 @@
-"""Bad inputs end in one line and status 2, and nothing that existed is changed."""
+"""Bad inputs end in the expected words and status 2, and nothing that existed is changed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("entry", ENTRIES, ids=[entry["name"] for entry in ENTRIES])
-def test_a_bad_input_ends_in_one_clear_line(entry, tmp_path, monkeypatch, capsys):
+def test_a_bad_input_ends_in_the_expected_words(entry, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / ".cache"))
