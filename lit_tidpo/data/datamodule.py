@@ -144,7 +144,6 @@ class PreferenceDataModule(LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.reports: dict[str, PreparationReport] = {}
         self._rows: dict[str, Any] = {}
-        self._train_loader: ResumableLoader | None = None
         self._resumed: Position | None = None
         self._check()
 
@@ -245,17 +244,18 @@ class PreferenceDataModule(LightningDataModule):
                 f"(batch_size={self.batch_size} each), and drop_last=True: lower batch_size or set "
                 "drop_last=False"
             )
-        if self.trainer is not None:
-            self._train_loader = loader
-            if self._resumed is not None:
-                loader.resume(self._resumed.within(loader.order or {}))
-                self._resumed = None
+        if self.trainer is not None and self._resumed is not None:
+            loader.resume(self._resumed.within(loader.order or {}))
+            self._resumed = None
         return loader
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands in the data; the Trainer puts it into checkpoints."""
-        loader = self._train_loader
-        return {} if loader is None else {"position": dataclasses.asdict(loader.position())}
+        # Not what train_dataloader() gave: Lightning may have made another one of it.
+        loader = None if self.trainer is None else self.trainer.train_dataloader
+        if not isinstance(loader, ResumableLoader):
+            return {}
+        return {"position": dataclasses.asdict(loader.position())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next training loader go on from there."""

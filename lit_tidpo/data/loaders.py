@@ -76,9 +76,9 @@ class ResumableLoader(DataLoader[Any]):
             self._rows_before = 0 if start is None else start.rows
             self._batches_before = self._rows_before // self.global_batch
             data = self.dataset if isinstance(self.dataset, PairStream) else self.sampler
-            assert isinstance(data, PairStream | ResumableSampler)
-            data.set_epoch(self._epoch)
-            data.skip_rows(self._rows_before)
+            if isinstance(data, PairStream | ResumableSampler):  # overfit_batches brings its own
+                data.set_epoch(self._epoch)
+                data.skip_rows(self._rows_before)
         yield from _windows(super().__iter__(), self.lookahead, start=self._batches_before)
 
     def position(self) -> Position:

@@ -60,14 +60,13 @@ class ResumableSampler(DistributedSampler[int]):
         self.lengths = lengths
         self._skipped_rows = 0
         if drop_last:
-            self.num_samples = len(dataset) // self.global_batch * batch_size
+            self.num_samples = len(dataset) // self._global_batch * batch_size
         else:
             self.num_samples = math.ceil(len(dataset) / num_replicas)
         self.total_size = self.num_samples * num_replicas
 
     @property
-    def global_batch(self) -> int:
-        """Rows in a batch of all ranks."""
+    def _global_batch(self) -> int:
         return self.batch_size * self.num_replicas
 
     def skip_rows(self, count: int) -> None:
@@ -83,7 +82,7 @@ class ResumableSampler(DistributedSampler[int]):
         left = order[self._skipped_rows :]
         self._skipped_rows = 0
         if self.drop_last:
-            left = left[: len(left) // self.global_batch * self.global_batch]
+            left = left[: len(left) // self._global_batch * self._global_batch]
         missing = -len(left) % self.num_replicas
         repeats = order * math.ceil(missing / max(len(order), 1))
         left += [-1 - position for position in repeats[:missing]]
@@ -102,7 +101,7 @@ class ResumableSampler(DistributedSampler[int]):
         self, order: list[int], lengths: Sequence[int], generator: random.Random
     ) -> list[int]:
         """Sort by length inside large random groups, then shuffle the full global batches."""
-        batch, group = self.global_batch, self.global_batch * _GROUPED_BATCHES
+        batch, group = self._global_batch, self._global_batch * _GROUPED_BATCHES
         full = len(order) // batch * batch
         sorted_order = [
             position

@@ -151,6 +151,15 @@ def test_a_loader_asked_for_after_a_stopped_fit_starts_at_the_beginning(
     assert sum(len(batch.index) for batch in data.train_dataloader()) == 11
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_overfitting_a_batch_resumes_in_the_right_epoch(fit, tmp_path):
+    """Lightning makes a loader of its own for it, in the order of the rows."""
+    options = {"overfit_batches": 2, "max_epochs": 4}
+    whole = fit(callbacks=[checkpoint(tmp_path, every_n_epochs=1)], **options)
+    assert [rows for _, _, rows in whole] == 4 * [[0, 1, 2], [3, 4, 5]]
+    assert fit(ckpt_path=str(tmp_path / "saved" / "step=4.ckpt"), **options) == whole[4:]
+
+
 def test_fitting_on_continues_with_the_next_epoch(write_rows, numbered_rows, tokenizer_folder):
     data = PreferenceDataModule(
         write_rows(numbered_rows(11)), tokenizer_folder, validation_fraction=0.1, batch_size=3
