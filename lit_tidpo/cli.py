@@ -124,14 +124,11 @@ class TidpoCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Make the Trainer, which saves whole files, and at SIGTERM where it saves at all."""
-        trainer: Any = super().instantiate_trainer(**options)
+        """Make the Trainer, which writes whole checkpoints."""
+        trainer = super().instantiate_trainer(**options)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
-        if trainer.checkpoint_callback is not None:
-            trainer.callbacks.append(SigtermCheckpoint())
-        made: Trainer = trainer
-        return made
+        return trainer
 
     def before_fit(self) -> None:
         """Find the last checkpoint, if that is asked for and there is one."""
@@ -231,6 +228,7 @@ def _run(module: type[LightningModule], args: list[str], prog: str = "lit-tidpo"
         PreferenceDataModule,
         parser_class=PluginArgumentParser,
         parser_kwargs={"prog": prog, "allow_abbrev": False},
+        trainer_defaults={"callbacks": SigtermCheckpoint()},
         save_config_callback=SaveConfig,
         auto_configure_optimizers=False,
         seed_everything_default=0,

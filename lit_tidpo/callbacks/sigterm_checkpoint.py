@@ -12,14 +12,15 @@ from lit_tidpo.callbacks.token_writer import log_folder
 class SigtermCheckpoint(Callback):
     """Writes ``checkpoints/last-sigterm.ckpt`` into the run's folder at SIGTERM, after the step.
 
-    ``fit --ckpt_path last`` goes on from there.
+    Only where the Trainer saves checkpoints at all. ``fit --ckpt_path last`` goes on from there.
     """
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Save, if the exception stands for SIGTERM and there is anything to save."""
-        if isinstance(exception, SIGTERMException) and trainer.training and trainer.global_step:
+        saves = trainer.checkpoint_callback is not None and trainer.training
+        if isinstance(exception, SIGTERMException) and saves and trainer.global_step:
             file = log_folder(trainer) / "checkpoints" / "last-sigterm.ckpt"
             trainer.save_checkpoint(file)
             rank_zero_info(f"SIGTERM: saved {file}; go on with --ckpt_path {file}")

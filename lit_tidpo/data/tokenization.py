@@ -153,7 +153,6 @@ class PairTokenizer:
     def _render(
         self, messages: list[Message], tools: Any, number: int, open_turn: bool = False
     ) -> str:
-
         if self.tokenizer.chat_template is None:
             raise InputError(
                 f"row {number} holds messages, but the tokenizer {self.tokenizer.name_or_path!r} "

@@ -65,12 +65,17 @@ def check_whole(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise InputError(
-            f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): the file is "
-            "corrupt or is no checkpoint; use another one"
-        ) from error
+        raise unreadable(path, error) from error
     if damaged is not None:
         raise InputError(
             f"checkpoint {str(path)!r} is corrupt: {damaged} in it is not what was written; use "
             "another one"
         )
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """What to raise of a file that is no checkpoint."""
+    return InputError(
+        f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): the file is corrupt or "
+        "is no checkpoint; use another one"
+    )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.checkpoint_io import check_whole
+from lit_tidpo.models.checkpoint_io import check_whole, unreadable
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
@@ -37,10 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"checkpoint {str(path)!r} cannot be read ({type(error).__name__}): the file is "
-            "corrupt or is no checkpoint; use another one"
-        ) from error
+        raise unreadable(path, error) from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{str(path)!r} is no Lightning checkpoint: it has no 'state_dict'")
     return content
@@ -73,8 +70,7 @@ def export_checkpoint(
     policy: Any = build_policy(dataclasses.replace(config, init="random", disable_dropout=False))
     state = content["state_dict"]
     weights = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
-    misfit = f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"
-    with explained(misfit):
+    with explained(f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"):
         policy.load_state_dict(weights)
     expected = _probe(policy)
     if config.lora is not None or config.adapter is not None:

@@ -182,14 +182,11 @@ class PolicyModule(LightningModule):
         Raises:
             InputError: If they are of another model or other adapters.
         """
-        try:
+        with explained(
+            "the checkpoint does not fit the model; give model.policy the path and adapters of its "
+            "training"
+        ):
             return super().load_state_dict(state_dict, strict, assign)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split()[:40])
-            raise InputError(
-                "the checkpoint does not fit the model; give model.policy the path and adapters of "
-                f"its training: {reason} ..."
-            ) from error
 
     def _rate_factor(self, step: int) -> float:
         """Factor of the learning rate in an optimizer step."""
