@@ -22,12 +22,15 @@ class Contestant:
         options: Options of ``PreferenceModule``, or of TRL's ``DPOConfig``.
         compiled: Whether the policy's layers are compiled.
         devices: Processes that train together, each on a batch of its own.
+        laid_out: Whether packed rows are laid out for attention where a kernel takes them as they
+            are.
     """
 
     side: str
     options: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
     devices: int = 1
+    laid_out: bool = False
 
 
 def _plain(**options: Any) -> Contestant:
@@ -54,6 +57,7 @@ CONTESTANTS = {
     "plain_tiles": _plain(logits_at_once=2**21),
     "plain_all_logits": _plain(logits_at_once=2**40),
     "plain_compiled": replace(_plain(), compiled=True),
+    "plain_laid_out": replace(_plain(), laid_out=True),
     "plain_two_processes": replace(_plain(), devices=2),
     "importance": _plain(losses=_WEIGHTED),
     "importance_online_reference": _plain(losses=_WEIGHTED, reference_cache=None),

@@ -11,7 +11,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from benchmarks.workloads import Workload
 from lit_tidpo import PreferenceModule
@@ -19,6 +19,7 @@ from lit_tidpo.data.collation import collate
 from lit_tidpo.importance.hybrid_importance import HybridImportance
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models import varlen
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.sampling.generation import AnchorOptions, Generation
 from lit_tidpo.seeding import seeded
@@ -29,7 +30,16 @@ from lit_tidpo.testing import tiny_batch, tiny_policy
 LIMITS = {"fp32": (1e-4, 1e-4, 1e-4), "bf16": (0.3, 0.15, 0.3)}
 # Tokens of a prompt and of a response. Responses as long as the prompts or longer are attended
 # with the plain causal kernel, shorter ones with a mask.
-SHAPES = {"causal": (150, 250), "masked": (250, 70)}
+SHAPES = {"causal": (150, 250), "masked": (250, 70), "window": (150, 90)}
+WINDOWS = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "sliding_window": 40,
+}
 
 Case = tuple[Any, Any, ResponseBatch]
 
@@ -50,6 +60,8 @@ def correctness(device: str) -> dict[str, Any]:
             for precision in LIMITS:
                 found = _values(device, case, layout, precision)
                 checks |= _compare(f"{name}, {layout}, {precision}", found, expected, precision)
+    if torch.cuda.is_available():
+        checks["attention over rows side by side"] = check(float(not _has_kernel()), 0.0)
     checks["greedy anchors"] = _anchors(device)
     for name, options in (("full", {}), ("lora", {"lora": LoraOptions(r=4)})):
         for trainer_precision in ("32-true", "bf16-mixed"):
@@ -63,8 +75,10 @@ def _cases() -> Iterator[tuple[str, Case]]:
     """Policy, reference and rows: a very small model, and heads of 64 at some length."""
     yield "tiny", (tiny_policy(), tiny_policy(seed=1), tiny_batch())
     make: Any = AutoModelForCausalLM.from_config
-    config = Workload("checks", vocabulary=512, hidden=128, layers=2).config()
+    plain = Workload("checks", vocabulary=512, hidden=128, layers=2).config()
+    windows = MistralConfig(**WINDOWS)
     for name, (prompt, response) in SHAPES.items():
+        config = windows if name == "window" else plain
         with seeded(0):
             models = [_lively(make(config)) for _ in range(2)]
             draw = torch.randint(3, 512, (2, 3, prompt + response)).tolist()
@@ -118,6 +132,12 @@ def _compare(
         error = difference.abs().max() if quantity == "log_probs" else relative
         errors[f"{quantity}, {name}"] = check(float(error), limit)
     return errors
+
+
+def _has_kernel() -> bool:
+    """Whether bf16 on this GPU is attended without being laid out."""
+    states = torch.zeros(2, 8, 64, dtype=torch.bfloat16, device="cuda")
+    return varlen.serves(states, states, states, {})
 
 
 def _anchors(device: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmarks.contestants import Contestant
 from benchmarks.workloads import Workload
 from lit_tidpo import PreferenceDataModule, PreferenceModule
 from lit_tidpo.data.loaders import ResumableLoader
+from lit_tidpo.models import varlen
 from lit_tidpo.models.policy import PolicyConfig
 
 
@@ -63,10 +65,22 @@ def train(
         devices=contestant.devices,
         callbacks=[_Ticks(tick)],
     )
-    if contestant.devices > 1:
-        trainer.fit(module, _data(folder, load))  # which gives each process its share
-    else:
-        trainer.fit(module, sequential_loader(folder, load, module))
+    # With more devices the data module gives each process its share.
+    several = contestant.devices > 1
+    rows = _data(folder, load) if several else sequential_loader(folder, load, module)
+    with without_kernel() if contestant.laid_out else contextlib.nullcontext():
+        trainer.fit(module, rows)
+
+
+@contextlib.contextmanager
+def without_kernel() -> Iterator[None]:
+    """Lay packed rows out for attention, as on a machine without a kernel for them."""
+    serves = varlen.serves
+    varlen.serves = lambda *_: False
+    try:
+        yield
+    finally:
+        varlen.serves = serves
 
 
 def _data(folder: Path, load: Workload) -> PreferenceDataModule:

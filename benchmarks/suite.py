@@ -187,6 +187,7 @@ GPU = (
             Row("dpo_speed_vs_trl_best", "plain", "trl_best", "wall_s", True, 1.3),
             Row("dpo_memory_vs_trl_best", "plain", "trl_best", "memory"),
             Row("gradient_importance_overhead", "importance", "plain", "wall_s", target=1.3),
+            Row("technique/varlen_attention", "plain", "plain_laid_out", "wall_s", True),
         ),
         batches=8,
     ),

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS
+from lit_tidpo.models import varlen
 
 WARM_UP = 2
 
@@ -40,11 +41,38 @@ def _backward_flops(grad: Any, query: Any, key: Any, *rest: Any, **options: Any)
     return _attention_flops(query, key, rest[4], 5)
 
 
-# PyTorch counts the attention kernels of GPUs only.
+def _varlen_flops(
+    query: Any, key_starts: Any, query_starts: Any, products: int, is_causal: bool
+) -> int:
+    """The same row by row; the first token of a row behind a prompt sees the prompt and itself."""
+    queries, keys = query_starts.diff().tolist(), key_starts.diff().tolist()
+    seen = sum(
+        q * k - (q * (q - 1) // 2 if is_causal else 0) for q, k in zip(queries, keys, strict=True)
+    )
+    return 2 * products * seen * query[1] * query[2]
+
+
+def _varlen_forward(
+    query: Any, key: Any, value: Any, starts: Any, key_starts: Any, *rest: Any, **options: Any
+) -> int:
+    return _varlen_flops(query, key_starts, starts, 2, rest[2])
+
+
+def _varlen_backward(grad: Any, query: Any, *rest: Any, **options: Any) -> int:
+    # After query: key, value, output, log-sum-exp, starts of queries and of keys, widths, causal.
+    return _varlen_flops(query, rest[5], rest[4], 5, rest[8])
+
+
+# PyTorch counts no kernel of CPUs, and none over rows side by side.
 ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
 }
+if varlen.varlen_attn is not None:
+    ATTENTION_FLOPS |= {
+        torch.ops.torch_attn._varlen_attn: _varlen_forward,
+        torch.ops.torch_attn._varlen_attn_backward: _varlen_backward,
+    }
 
 
 class Clock:

@@ -2,7 +2,8 @@
 
 All layers but attention work token by token, so they take the packed tokens ``[1, M, H]`` as they
 are. Attention alone must know which tokens belong together. It is plugged in through the attention
-interface of transformers and hands everything else on to PyTorch's SDPA.
+interface of transformers. On a GPU in half precision a kernel of PyTorch takes the tokens side by
+side; elsewhere they are laid out as rows for SDPA, which also does everything else.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_tidpo.models import varlen
 from lit_tidpo.models.quirks import attention_kernel, has_attention_interface
 from lit_tidpo.structures import ResponseBatch
 
@@ -76,6 +78,37 @@ class PackedRows:
     @cached_property
     def _prompt_slots(self) -> Tensor:
         return _slots(self.before, self.span)
+
+    @cached_property
+    def query_starts(self) -> Tensor:
+        """Where each row starts among the packed tokens, and their number, ``[N + 1]``."""
+        return _starts(self.lengths)
+
+    @cached_property
+    def key_starts(self) -> Tensor:
+        """Where each row starts among the keys, its prompt first, and their number, ``[N + 1]``."""
+        return _starts(self.before + self.lengths)
+
+    @cached_property
+    def _key_order(self) -> Tensor:
+        """For each key its place among the prompts' tokens followed by the packed ones."""
+        assert self.prompts is not None
+        count = self.prompts.positions.shape[1]
+        places = torch.arange(count + self.positions.shape[1], device=self.taken.device)
+        before = self._of_rows(places[None, :count, None])[0, :, 0]
+        rows = torch.arange(len(self.taken), device=self.taken.device)
+        owners = [rows.repeat_interleave(each) for each in (self.before, self.lengths)]
+        order = torch.cat(owners).argsort(stable=True)
+        return torch.cat([before, places[count:]])[order]
+
+    def keys_side_by_side(self, packed: Tensor, layer: int, which: int) -> Tensor:
+        """Keys (0) or values (1), row by row with the prompt first, ``[K, heads, D]``."""
+        if self.prompts is None:
+            return packed.transpose(0, 1)
+        assert self.prompts.states is not None
+        before = self.prompts.states[layer][which]
+        together = torch.cat([before.transpose(0, 1), packed.transpose(0, 1)])
+        return together.index_select(0, self._key_order)
 
     def _of_rows(self, of_prompts: Tensor) -> Tensor:
         """Tokens of the prompts, ``[heads, M, D]``, for each row."""
@@ -138,6 +171,11 @@ class PackedRows:
         return self._masks[window, dtype]
 
 
+def _starts(lengths: Tensor) -> Tensor:
+    """Sums of the lengths before each row, and of all, int32."""
+    return nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+
+
 def _slots(lengths: Tensor, width: int, starts: Tensor | int = 0) -> Tensor:
     """Places in ``[N * width]`` of tokens that fill each row from its start on."""
     places = torch.arange(width, device=lengths.device)
@@ -198,7 +236,7 @@ def _packed_attention(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA row by row; the signature is that of the attention interface of transformers."""
+    """Attention row by row; the signature is that of the attention interface of transformers."""
     for windows in _recorded:
         windows.of_layers |= {sliding_window} - {None}  # type: ignore[arg-type]
     if packed_rows is None:
@@ -209,6 +247,18 @@ def _packed_attention(
     if rows.states is not None:
         # Activation checkpointing comes here again: what the first pass left is in the graph.
         rows.states.setdefault(layer, (key[0], value[0]))
+    if varlen.serves(query[0], key[0], value[0], options):
+        output = varlen.attend(
+            query[0].transpose(0, 1),
+            rows.keys_side_by_side(key[0], layer, 0),
+            rows.keys_side_by_side(value[0], layer, 1),
+            rows.query_starts,
+            rows.key_starts,
+            (rows.width, rows.span),
+            sliding_window,
+            options.get("scaling"),
+        )
+        return output.unsqueeze(0), None
     output, _ = sdpa_attention_forward(
         module,
         rows.queries(query[0], sliding_window),

@@ -34,7 +34,7 @@ def part(tmp_path, monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     """Figures without training; a contestant's time is what stands here."""
-    seconds = {"trl_best": 1.5, "plain": 1.0, "importance": 1.2}
+    seconds = {"trl_best": 1.5, "plain": 1.0, "importance": 1.2, "plain_laid_out": 1.1}
     calls = []
 
     def measure(workload, name, steps, batches, mode):
@@ -59,7 +59,7 @@ def _benchmark(limit=0.0):
 
 
 def test_values_on_the_device_are_compared_with_those_of_the_cpu(part, monkeypatch):
-    """In all three ways of attention: plain rows, prompts in front, and those with a mask."""
+    """In all ways of attention: with and without prompts in front, and with and without a mask."""
     ways = set()
     is_square = PackedRows.is_square
 
@@ -70,9 +70,9 @@ def test_values_on_the_device_are_compared_with_those_of_the_cpu(part, monkeypat
     monkeypatch.setattr(PackedRows, "is_square", noted)
     found = part("correctness")
     assert found["passed"]
-    assert len(found["checks"]) == 59
+    assert len(found["checks"]) == 77
     assert found["checks"]["gradients, masked, shared_prompt, fp32"]["value"] < 1e-5
-    assert ways == {(True, False), (True, True), (False, True)}
+    assert ways == {(a, b) for a in (True, False) for b in (True, False)}
 
 
 def test_a_mask_that_is_wrong_at_one_token_is_seen(monkeypatch):
@@ -100,11 +100,11 @@ def test_what_is_not_a_number_passes_no_check():
 def test_rows_are_measured_in_turns_and_written_as_they_are_done(measured):
     """Three turns of each, back and forth; a row as soon as both sides have run."""
     written = _benchmark()
-    names = ["trl_best", "plain", "importance"]
+    names = ["trl_best", "plain", "importance", "plain_laid_out"]
     assert measured.calls == [*names, *names[::-1], *names]
     assert [len(each["rows"]) for each in written[:3]] == [0, 2, 3]
-    assert [each["passed"] for each in written] == [False] * 8 + [True]
-    assert [each["rows"][0]["met"] for each in written[1:]] == [False] * 6 + [True] * 2
+    assert [each["passed"] for each in written] == [False] * 11 + [True]
+    assert [each["rows"][0]["met"] for each in written[1:]] == [False] * 8 + [True] * 3
     assert {row["runs"] for row in written[-1]["rows"]} == {3}
     assert written[-1]["rows"][0]["ratio_median"] == 1.5
     assert written[-1]["rows"][0]["utilisation"] == [0.5, None]  # 5 operations of 10 a second
@@ -133,6 +133,7 @@ def test_a_contestant_that_fails_costs_its_own_rows_alone(measured):
     assert [row["name"] for row in last["rows"]] == [
         "dpo_speed_vs_trl_best",
         "dpo_memory_vs_trl_best",
+        "technique/varlen_attention",
     ]
     assert {row["runs"] for row in last["rows"]} == {3}
     assert "out of memory" in last["errors"]["importance"]
@@ -148,6 +149,7 @@ def test_rows_of_dpo_are_dry_run(part):
         "dpo_speed_vs_trl_best",
         "dpo_memory_vs_trl_best",
         "gradient_importance_overhead",
+        "technique/varlen_attention",
     ]
     (losses,) = found["losses"].values()
     assert losses["value"] < 1e-3
