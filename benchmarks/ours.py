@@ -41,18 +41,11 @@ def train(
         tick: Called with the loss after each step.
     """
     lightning.seed_everything(0, verbose=False)
-    # Lightning does not clip for the fused one in mixed precision. None lets PyTorch choose, on a
-    # GPU a few calls for all parameters; False would have it take them one by one.
-    fused = None if load.precision == "bf16" else True
     module = PreferenceModule(
-        PolicyConfig(str(folder), dtype="float32"),
-        optimizer=functools.partial(torch.optim.AdamW, lr=load.rate, weight_decay=0.0, fused=fused),
+        PolicyConfig(str(folder), dtype="float32", compile_layers=contestant.compiled),
+        optimizer=functools.partial(torch.optim.AdamW, lr=load.rate, weight_decay=0.0, fused=True),
         **contestant.options,
     )
-    module.configure_model()
-    if contestant.compiled:
-        for layer in module.built_policy.model.layers:
-            layer.compile(dynamic=True)
     trainer = lightning.Trainer(
         max_steps=steps,
         precision="bf16-mixed" if load.precision == "bf16" else "32-true",

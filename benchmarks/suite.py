@@ -187,7 +187,9 @@ GPU = (
             Row("dpo_speed_vs_trl_best", "plain", "trl_best", "wall_s", True, 1.3),
             Row("dpo_memory_vs_trl_best", "plain", "trl_best", "memory"),
             Row("gradient_importance_overhead", "importance", "plain", "wall_s", target=1.3),
-            Row("technique/varlen_attention", "plain", "plain_laid_out", "wall_s", True),
+            Row(
+                "tidpo_reused_anchors_vs_trl_dpo", "tidpo_reuse_8", "trl_best", "wall_s", target=1.2
+            ),
         ),
         batches=8,
     ),
@@ -195,10 +197,8 @@ GPU = (
         "gpu_1b",
         10,
         (
-            Row(
-                "tidpo_reused_anchors_vs_trl_dpo", "tidpo_reuse_8", "trl_best", "wall_s", target=1.2
-            ),
-            Row("tidpo_vs_trl_dpo", "tidpo", "trl_best", "wall_s"),
+            Row("technique/varlen_attention", "plain", "plain_laid_out", "wall_s", True),
+            Row("technique/compiled_layers", "plain_compiled", "plain", "wall_s", True),
         ),
         batches=8,
     ),

@@ -226,6 +226,7 @@ def _mask(*arguments: Any, **options: Any) -> Tensor | None:
     return mask
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _packed_attention(
     module: nn.Module,
     query: Tensor,

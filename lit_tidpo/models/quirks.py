@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.sharding import is_sharded
+from lit_tidpo.models.sharding import decoder_layers, is_sharded
 
 # Modes and dropout
 
@@ -60,6 +60,24 @@ def checkpoint_activations(model: Any) -> None:
     name = "activation_checkpointing_enable"  # its old name is deprecated
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile the decoder's layers for any number of tokens; changed in place.
+
+    Raises:
+        InputError: If the model names no layers.
+    """
+    layers = decoder_layers(model)
+    if not layers:
+        raise InputError(
+            f"policy.compile_layers: {type(model).__name__} does not tell which modules are its "
+            "layers: leave it out"
+        )
+    # Gradient attribution runs the same backward pass twice, which must not reuse its buffers.
+    torch._functorch.config.donated_buffer = False
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 # Input and output layers

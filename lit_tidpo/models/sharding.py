@@ -69,6 +69,12 @@ UNSHARED_PROMPTS = "a sharded layer is gathered for its output, not for what pro
 """Why a sharded model cannot compute a prompt once for several responses."""
 
 
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that transformers says are to be kept whole."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """Shard a language model over the data-parallel devices, layer by layer.
 
@@ -83,8 +89,6 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     if split > 1:
         raise InputError(f"tensor_parallel_size={split} is not supported: expected 1")
     devices = mesh["data_parallel"]
-    layers = getattr(model, "_no_split_modules", None) or ()
-    for module in model.modules():
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=devices)
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=devices)
     fully_shard(model, mesh=devices)

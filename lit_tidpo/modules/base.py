@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -93,6 +94,11 @@ class PolicyModule(LightningModule):
     def _shard(self, *models: nn.Module | None) -> None:
         """Shard models where the strategy brought a device mesh."""
         if self.device_mesh is not None:
+            if self.policy_config.compile_layers:
+                raise InputError(
+                    "policy.compile_layers is not proven to be right with strategy model_parallel: "
+                    "leave it out"
+                )
             for model in models:
                 if model is not None:
                     shard(model, self.device_mesh)
@@ -262,6 +268,23 @@ class PolicyModule(LightningModule):
             amount = self.trainer.strategy.reduce(amount, reduce_op="sum") / world
         self._window_amounts.append(max(float(amount), 1e-9))
         return values.sum() / self._window_amounts[0]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients; in bf16, which scales none, also for fused optimizers.
+
+        Lightning refuses those in every mixed precision, as they unscale gradients themselves.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradients into those of the mean over the window, and log its means."""

@@ -20,6 +20,7 @@ from lit_tidpo.models.quirks import (
     most_positions,
     pad_id,
 )
+from lit_tidpo.models.sharding import is_sharded
 from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_roles
 from lit_tidpo.structures import ResponseBatch
 
@@ -108,7 +109,15 @@ class Generation(Sampler):
         input_ids, prompt_lengths = first.input_ids.repeat(count, 1), first.prompt_lengths
         prompts, mask = _left_padded(input_ids, contexts)
         width = prompts.shape[1]
-        with torch.no_grad(), evaluating(policy), _plain_sampling(policy), plain_attention(policy):
+        with (
+            torch.no_grad(),
+            evaluating(policy),
+            _plain_sampling(policy),
+            plain_attention(policy),
+            _weights_in_bf16(policy),
+            # One token after the other is of another shape each time.
+            torch.compiler.set_stance("force_eager"),
+        ):
             generated = policy.generate(
                 input_ids=prompts,
                 attention_mask=mask,
@@ -128,6 +137,29 @@ class Generation(Sampler):
             counted=batch.counted,
             sampled=True,
         )
+
+
+@contextmanager
+def _weights_in_bf16(policy: Any) -> Iterator[None]:
+    """Where autocast computes in bf16, hold the weights so meanwhile, and do without it.
+
+    It would cast them, and what goes into each layer, at every token anew. Sharded weights stay as
+    they are, and those under fp16, in which sums of a large model can overflow.
+    """
+    kind = next(policy.parameters()).device.type
+    in_bf16 = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    if not in_bf16 or is_sharded(policy):
+        yield
+        return
+    whole = [(each, each.data) for each in policy.parameters() if each.dtype == torch.float32]
+    try:
+        for each, data in whole:
+            each.data = data.to(torch.bfloat16)
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        for each, data in whole:
+            each.data = data
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def part(tmp_path, monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     """Figures without training; a contestant's time is what stands here."""
-    seconds = {"trl_best": 1.5, "plain": 1.0, "importance": 1.2, "plain_laid_out": 1.1}
+    seconds = {"trl_best": 1.5, "plain": 1.0, "importance": 1.2, "tidpo_reuse_8": 1.7}
     calls = []
 
     def measure(workload, name, steps, batches, mode):
@@ -54,7 +54,7 @@ def measured(monkeypatch):
 
 def _benchmark(limit=0.0):
     written = []
-    gpu.benchmark(0, written.append, limit, tiny=False)
+    gpu.benchmark(0, 3, written.append, limit, tiny=False)
     return written
 
 
@@ -100,7 +100,7 @@ def test_what_is_not_a_number_passes_no_check():
 def test_rows_are_measured_in_turns_and_written_as_they_are_done(measured):
     """Three turns of each, back and forth; a row as soon as both sides have run."""
     written = _benchmark()
-    names = ["trl_best", "plain", "importance", "plain_laid_out"]
+    names = ["trl_best", "plain", "importance", "tidpo_reuse_8"]
     assert measured.calls == [*names, *names[::-1], *names]
     assert [len(each["rows"]) for each in written[:3]] == [0, 2, 3]
     assert [each["passed"] for each in written] == [False] * 11 + [True]
@@ -133,33 +133,33 @@ def test_a_contestant_that_fails_costs_its_own_rows_alone(measured):
     assert [row["name"] for row in last["rows"]] == [
         "dpo_speed_vs_trl_best",
         "dpo_memory_vs_trl_best",
-        "technique/varlen_attention",
+        "tidpo_reused_anchors_vs_trl_dpo",
     ]
     assert {row["runs"] for row in last["rows"]} == {3}
     assert "out of memory" in last["errors"]["importance"]
     assert not last["passed"]
 
 
-def test_rows_of_dpo_are_dry_run(part):
+def test_rows_are_dry_run(part):
     """Each contestant in this process, our losses beside TRL's."""
-    found = part("benchmark_dpo")
+    found = part("benchmark")
     assert found["errors"] == {}
     assert found["passed"]
     assert [row["name"] for row in found["rows"]] == [
         "dpo_speed_vs_trl_best",
         "dpo_memory_vs_trl_best",
         "gradient_importance_overhead",
-        "technique/varlen_attention",
+        "tidpo_reused_anchors_vs_trl_dpo",
     ]
     (losses,) = found["losses"].values()
     assert losses["value"] < 1e-3
 
 
-def test_rows_of_tidpo_are_dry_run(part):
-    found = part("benchmark_tidpo")
+def test_techniques_are_dry_run(part):
+    found = part("techniques")
     assert found["passed"], found["errors"]
     rows = [row["name"] for row in found["rows"]]
-    assert rows == ["tidpo_reused_anchors_vs_trl_dpo", "tidpo_vs_trl_dpo"]
+    assert rows == ["technique/varlen_attention", "technique/compiled_layers"]
 
 
 def test_no_step_of_the_large_rows_has_a_loss_of_zero():
@@ -232,23 +232,23 @@ def test_parts_that_crash_or_hang_are_told_and_no_other_is_lost(stand_in, monkey
         environment=GOOD,
         correctness="raise ValueError('x' * 5000 + 'the reason')",
         profile_plain=f"{GOOD}; time.sleep(60)",
-        benchmark_dpo="file.write_text('{\"passed\": false}')",
+        benchmark="file.write_text('{\"passed\": false}')",
         profile_tidpo="",
-        benchmark_tidpo="import os; os.abort()",
+        techniques="import os; os.abort()",
     )
     assert not passed
     assert {name: each["passed"] for name, each in found.items()} == {
         "environment": True,
         "correctness": False,
         "profile_plain": False,
-        "benchmark_dpo": False,
+        "benchmark": False,
         "profile_tidpo": False,
-        "benchmark_tidpo": False,
+        "techniques": False,
     }
     assert found["correctness"]["error"].strip().endswith("the reason")
     assert len(found["correctness"]["error"]) < 2100
     assert found["profile_plain"]["error"] == "not done within 0.5 s"
-    assert found["benchmark_tidpo"]["error"].startswith("status -6")
+    assert found["techniques"]["error"].startswith("status -6")
     assert "profile_plain: FAILED" in capsys.readouterr().out
 
 
