@@ -49,12 +49,13 @@ def _varlen_flops(
     seen = sum(
         q * k - (q * (q - 1) // 2 if is_causal else 0) for q, k in zip(queries, keys, strict=True)
     )
-    return 2 * products * seen * query[1] * query[2]
+    return 2 * products * seen * query.shape[1] * query.shape[2]
 
 
 def _varlen_forward(
     query: Any, key: Any, value: Any, starts: Any, key_starts: Any, *rest: Any, **options: Any
 ) -> int:
+    # After the starts: widths, causal.
     return _varlen_flops(query, key_starts, starts, 2, rest[2])
 
 
@@ -69,6 +70,8 @@ ATTENTION_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward_flops,
 }
 if varlen.varlen_attn is not None:
+    for formula in (_varlen_forward, _varlen_backward):
+        formula._get_raw = True  # type: ignore[attr-defined] # tensors, instead of their shapes
     ATTENTION_FLOPS |= {
         torch.ops.torch_attn._varlen_attn: _varlen_forward,
         torch.ops.torch_attn._varlen_attn_backward: _varlen_backward,
@@ -101,6 +104,11 @@ class Clock:
             self.counter = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS)
             self.counter.__enter__()
         elif self.counter and len(self.times) == self.steps + self.extra:
+            self.counter.__exit__(None, None, None)
+
+    def stop(self) -> None:
+        """Count no further, wherever the training stopped."""
+        if self.counter is not None and len(self.times) < self.steps + self.extra:
             self.counter.__exit__(None, None, None)
 
     def result(self) -> dict[str, float]:
@@ -157,15 +165,18 @@ def measure(
     clock = Clock(steps, mode == "flops", extra=batches if mode == "both" else 0)
     steps += clock.extra
     losses = None
-    if entry.side == "trl":
-        from benchmarks import theirs
+    try:
+        if entry.side == "trl":
+            from benchmarks import theirs
 
-        losses = theirs.train(folder, load, entry, steps, clock.tick, log=mode == "losses")
-    else:
-        from benchmarks import naive, ours
+            losses = theirs.train(folder, load, entry, steps, clock.tick, log=mode == "losses")
+        else:
+            from benchmarks import naive, ours
 
-        side = ours if entry.side == "ours" else naive
-        side.train(folder, load, entry, steps, clock.tick)
+            side = ours if entry.side == "ours" else naive
+            side.train(folder, load, entry, steps, clock.tick)
+    finally:
+        clock.stop()
     return {
         "workload": dataclasses.asdict(load),
         "contestant": contestant,

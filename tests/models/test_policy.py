@@ -16,7 +16,7 @@ from lit_tidpo.models.policy import (
     PolicyConfig,
     build_policy,
 )
-from lit_tidpo.models.quirks import disable_dropout, evaluating
+from lit_tidpo.models.quirks import compile_layers, disable_dropout, evaluating
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
@@ -281,3 +281,26 @@ def test_adapters_without_peft_are_refused_with_what_to_install(folder, monkeypa
 def test_a_seed_of_weights_that_are_not_drawn_is_refused():
     with pytest.raises(InputError, match="init_seed=1 has no effect"):
         PolicyConfig(path="anything", init_seed=1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, compiling
+def test_compiled_layers_give_the_same_steps(tmp_path):
+    """With weights from gradients, whose backward pass runs twice."""
+    tiny_policy().save_pretrained(tmp_path)
+    found = []
+    for compiled in (False, True):
+        module = PreferenceModule(PolicyConfig(str(tmp_path), compile_layers=compiled))
+        module.configure_model()
+        output = module(tiny_batch())
+        output.loss.mean().backward()
+        gradients = [p.grad for p in module.built_policy.parameters() if p.grad is not None]
+        found.append([output.loss.detach(), output.weights, *gradients])
+        layers = module.built_policy.model.layers
+        assert all((layer._compiled_call_impl is not None) == compiled for layer in layers)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_without_named_layers_is_not_compiled():
+    with pytest.raises(InputError, match="does not tell which modules are its layers"):
+        compile_layers(torch.nn.Linear(2, 2))

@@ -1,4 +1,4 @@
-"""What is told of an optimizer whose steps cannot count."""
+"""What is told of an optimizer whose steps cannot count, and which ones clip."""
 
 import functools
 import warnings
@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from .runs import QUIET, make_module
+from .runs import QUIET, make_data, make_module, parameters, quiet_trainer
 
 pytestmark = QUIET
 
@@ -23,3 +23,22 @@ def test_steps_that_the_parameters_cannot_hold_are_told_of(model_folder, dtype, 
         warnings.simplefilter("always")
         module.configure_optimizers()
     assert any("steps of lr=1e-06 are lost" in str(each.message) for each in told) == lost
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_a_fused_optimizer_clips_in_bf16_as_another_does(model_folder, source, algorithm):
+    """Lightning refuses it, though bf16 scales no gradients."""
+    trained = []
+    for fused in (False, True):
+        optimizer = functools.partial(torch.optim.SGD, lr=0.1, fused=fused)
+        module = make_module(model_folder, optimizer=optimizer)
+        trainer = quiet_trainer(
+            max_steps=2,
+            precision="bf16-mixed",
+            gradient_clip_val=0.01,
+            gradient_clip_algorithm=algorithm,
+        )
+        trainer.fit(module, make_data(source, model_folder))
+        trained.append(parameters(module))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, msg=name)

@@ -330,6 +330,27 @@ def test_anchors_are_the_policys_where_it_takes_no_cache_of_fixed_size(family):
         assert tokens(anchors, row) == greedy_continuation(policy, prompt, 8)
 
 
+def test_under_bf16_the_weights_are_cast_once_and_come_back(monkeypatch):
+    """Not at every token; the fp32 weights are the same tensors afterwards."""
+    policy = tiny_policy()
+    before = dict(policy.state_dict())
+    kinds = []
+    generate = policy.generate
+
+    def watched(**arguments):
+        kinds.append(({p.dtype for p in policy.parameters()}, torch.is_autocast_enabled("cpu")))
+        return generate(**arguments)
+
+    monkeypatch.setattr(policy, "generate", watched)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            sampled(policy, 1)
+    assert kinds == [({torch.bfloat16}, False), ({torch.float32}, True)]
+    after = policy.state_dict()
+    assert all(after[name].data_ptr() == value.data_ptr() for name, value in before.items())
+    assert {value.dtype for value in after.values()} == {torch.float32}
+
+
 def test_policy_and_its_settings_stay_as_they_are():
     policy = tiny_policy()
     before = {name: value.clone() for name, value in policy.state_dict().items()}

@@ -69,6 +69,30 @@ def test_attention_is_counted_too():
         assert counter.get_total_flops() == 7 * factor * 3 * 8 * 8 * 4
 
 
+def test_attention_over_rows_side_by_side_is_counted_pair_by_pair():
+    """By hand: 5 tokens see 15, 3 behind 5 others see 6 + 7 + 8; 2 heads of 4 entries."""
+    query, keys = torch.ones(8, 2, 4), torch.ones(13, 2, 4)
+    starts, key_starts = torch.tensor([0, 5, 8]), torch.tensor([0, 5, 13])
+    registry = FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS).flop_registry
+    forward = registry[torch.ops.torch_attn._varlen_attn]
+    backward = registry[torch.ops.torch_attn._varlen_attn_backward]
+    sizes = (starts, key_starts, 5, 8, True)
+    pairs = 2 * 2 * 4 * (15 + 21)
+    assert forward(query, keys, keys, *sizes, None, None, out_val=None) == 2 * pairs
+    left = (query, query, keys, keys, query, query[..., 0])
+    assert backward(*left, *sizes, None, out_val=None) == 5 * pairs
+
+
+def test_a_training_that_fails_leaves_no_counter_behind():
+    clock, square = Clock(4, flops=True), torch.ones(2, 2)
+    for _ in range(2):
+        clock.tick(None)
+    clock.stop()
+    before = clock.counter.get_total_flops()
+    square @ square
+    assert clock.counter.get_total_flops() == before == 0
+
+
 def test_operations_of_the_warm_up_are_not_counted():
     """Two steps are measured, of one and of three products of 16 operations each."""
     clock, square = Clock(4, flops=True), torch.ones(2, 2)
