@@ -283,7 +283,7 @@ def test_a_seed_of_weights_that_are_not_drawn_is_refused():
         PolicyConfig(path="anything", init_seed=1)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # torch's own, compiling
+@pytest.mark.filterwarnings("ignore")  # of the compiler
 def test_compiled_layers_give_the_same_steps(tmp_path):
     """With weights from gradients, whose backward pass runs twice."""
     tiny_policy().save_pretrained(tmp_path)
