@@ -8,14 +8,14 @@ from functools import cached_property
 from math import isfinite
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_tidpo.errors import InputError, NonFiniteError, check_choice
 from lit_tidpo.functional.importance import Scale, scale_weights
-from lit_tidpo.importance.base import ImportanceEstimator, checked_scores, walk
-from lit_tidpo.losses.base import LossComponent, LossContext, LossValues
+from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores
+from lit_tidpo.losses.base import LossComponent, LossContext, check_loss, checked_loss
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, check_needs, find, models_of
+from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, find, models_of
 from lit_tidpo.structures import Prediction, ResponseBatch, Results
 
 _LOG_RATIOS = frozenset({"reference.logps"})
@@ -81,25 +81,9 @@ class Objective:
         self.losses = {name: part for name, part in losses.items() if self.factors[name] != 0}
         if not self.losses:
             raise InputError(f"every loss has the weight 0: {self.factors}; give one a weight")
-        self._check(models)
-
-    def _check(self, models: tuple[str, ...]) -> None:
         for name, loss in self.losses.items():
-            check_needs(f"loss {name!r}", loss.needs, models)
-        label = f"importance {type(self.importance).__name__}"
-        check_needs(label, self.importance.needs, models)
-        unavailable = self.importance.needs & set(FROM_THE_RUN)
-        if unavailable:
-            raise InputError(f"{label} needs {sorted(unavailable)}, which only a loss can ask for")
-        for estimator in walk(self.importance):
-            trained = isinstance(estimator, nn.Module) and any(
-                parameter.requires_grad for parameter in estimator.parameters()
-            )
-            if trained and not estimator.learned:
-                raise InputError(
-                    f"importance {type(estimator).__name__} has parameters to train, but its "
-                    "scores are data: let the class say learned = True, or freeze them"
-                )
+            check_loss(name, loss, models)
+        check_estimator(importance, models)
 
     @cached_property
     def needs(self) -> frozenset[str]:
@@ -159,15 +143,8 @@ class Objective:
         context = LossContext(responses, rest[0] if rest else None, step, share)
         losses, quantities = {}, {}
         for name, part in self.losses.items():
-            found = part.loss(context)
-            found = LossValues(found) if isinstance(found, Tensor) else found
-            if not isinstance(found, LossValues):
-                raise InputError(
-                    f"loss {name!r} returns a {type(found).__name__}; expected a tensor, or "
-                    "LossValues"
-                )
-            losses[name] = _by_prompt(f"loss {name!r}", found.values, part, batch)
-            _check_quantities(name, found.quantities, part, batch)
+            found = checked_loss(name, part, context)
+            losses[name] = found.values.expand(batch.size)
             for key, value in found.quantities.items():
                 quantities[f"{name}/{key}"] = value.detach().expand(batch.size)
         _check_finite(losses, batch)
@@ -234,36 +211,6 @@ class Objective:
 def _log_ratios(models: Models) -> frozenset[str]:
     """What rewards are made of, where there is a reference."""
     return _LOG_RATIOS if "reference" in models.others else frozenset()
-
-
-def _by_prompt(label: str, values: Tensor, part: LossComponent, batch: ResponseBatch) -> Tensor:
-    """One value for each prompt."""
-    if values.shape == batch.index.shape:
-        return values
-    if part.unit == "batch" and values.dim() == 0:
-        return values.expand(batch.size)
-    raise InputError(
-        f"{label} has the shape {tuple(values.shape)}; expected ({batch.size},), one value for "
-        f"each {'pair' if part.unit == 'pair' else 'prompt'}"
-    )
-
-
-def _check_quantities(
-    name: str, found: Mapping[str, Tensor], part: LossComponent, batch: ResponseBatch
-) -> None:
-    unnamed = sorted(found.keys() - set(part.quantities))
-    if unnamed:
-        raise InputError(
-            f"loss {name!r} logs {unnamed}: name them in the class attribute quantities, so that "
-            "all ranks know of them"
-        )
-    for key, value in found.items():
-        if not isinstance(value, Tensor) or value.shape not in ((), batch.index.shape):
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(
-                f"loss {name!r} logs {key!r} as {shape}; expected a tensor of one value, or of "
-                f"{batch.size}, one for each prompt"
-            )
 
 
 def _check_finite(losses: Mapping[str, Tensor], batch: ResponseBatch) -> None:

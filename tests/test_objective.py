@@ -97,6 +97,8 @@ def test_models_that_the_run_does_not_have_are_refused():
     with pytest.raises(InputError, match=r"'teacher\.logps', but .* add model\.models\.teacher"):
         make_objective(importance=Estimator({"teacher.logps"}))
     make_objective(importance=Estimator({"teacher.logps"}), models=("teacher",))
+    with pytest.raises(InputError, match=r"did you mean 'reference'\? Otherwise add model\.models"):
+        make_objective({"mine": Asking({"refrence.logps"})})
 
 
 @pytest.mark.parametrize("estimator", [GradientImportance, AttentionImportance])

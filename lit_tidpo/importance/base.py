@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_tidpo.errors import InputError, NonFiniteError, PluginError
+from lit_tidpo.errors import InputError, NonFiniteError, PluginError, check_choice
+from lit_tidpo.models.needs import FROM_THE_RUN, check_needs
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import Results
 
@@ -97,6 +98,55 @@ class CombinedImportance(ImportanceEstimator):
         return any(part.spans_prompt for part in self.parts)
 
 
+def check_estimator(estimator: ImportanceEstimator, models: Iterable[str] | None = None) -> None:
+    """Refuse an estimator that does not keep its contract, or what it is made of.
+
+    Args:
+        estimator: The estimator.
+        models: Names of the models that there are besides policy and reference; None takes any.
+
+    Raises:
+        InputError: Naming what does not hold.
+    """
+    for each in walk(estimator):
+        label = f"importance {type(each).__name__}"
+        check_needs(label, each.needs, models)
+        unavailable = sorted(each.needs & set(FROM_THE_RUN))
+        if unavailable:
+            raise InputError(f"{label} needs {unavailable}, which only a loss can ask for")
+        check_choice(f"{type(each).__name__}.looks_at", each.looks_at, LooksAt)
+        for part in each.parts:
+            _check_holds(label, each, part)
+        trained = isinstance(each, nn.Module) and any(
+            parameter.requires_grad for parameter in each.parameters()
+        )
+        if trained and not each.learned:
+            raise InputError(
+                f"{label} has parameters to train, but its scores are data: let the class say "
+                "learned = True, or freeze them"
+            )
+        if each.learned and not trained and not any(part.learned for part in each.parts):
+            raise InputError(
+                f"{label} says learned = True, but has no parameters to train: derive it from "
+                "torch.nn.Module, too, and call super().__init__(), or leave learned out"
+            )
+
+
+def _check_holds(label: str, whole: ImportanceEstimator, part: ImportanceEstimator) -> None:
+    """Refuse an estimator that does not declare what its part needs and is."""
+    missing: list[str] = sorted(part.needs - whole.needs)
+    missing += [
+        f"{name} = {getattr(part, name)!r}"
+        for name in ("learned", "spans_prompt", "looks_at")
+        if getattr(part, name) not in (False, "row", getattr(whole, name))
+    ]
+    if missing:
+        raise InputError(
+            f"{label} holds {type(part).__name__} without declaring its {missing}: derive it from "
+            "CombinedImportance, which declares what its parts do"
+        )
+
+
 def walk(estimator: ImportanceEstimator) -> Iterator[ImportanceEstimator]:
     """An estimator and all that it is made of."""
     yield estimator
@@ -120,7 +170,8 @@ def checked_scores(
         Scores, ``[N, T]``.
 
     Raises:
-        InputError: If they have another shape, or one that counts is negative without ``signed``.
+        InputError: If they have another shape, if one that counts is negative without ``signed``,
+            or if they are learned without a graph.
         NonFiniteError: If one that counts is NaN or infinite.
     """
     mask = results.mask if mask is None else mask
@@ -149,6 +200,11 @@ def checked_scores(
         raise InputError(
             f"importance scores of {name} must not be negative; the lowest is "
             f"{counted.min().item()}: let the class say signed = True if that is meant"
+        )
+    if estimator.learned and torch.is_grad_enabled() and not scores.requires_grad:
+        raise InputError(
+            f"importance {name} says learned = True, but its scores have no graph, so that nothing "
+            "of it would be trained: compute them from its parameters, without detach()"
         )
     if not estimator.parts:
         results.setdefault("scores", scores.detach())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.models.needs import check_needs
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import Results
 
@@ -47,7 +48,12 @@ class LossContext(dict[str, Results]):
         self.share = share
 
     def __missing__(self, role: str) -> Results:
-        raise InputError(f"no responses of the role {role!r}: the batch has {sorted(self)}")
+        hint = ""
+        if role == "anchor":
+            hint = ": a loss that wants anchors has 'anchor' among its needs"
+        elif role in ("chosen", "rejected"):
+            hint = ": a loss of groups says unit = 'group', and takes context.responses"
+        raise InputError(f"no responses of the role {role!r}; the batch has {sorted(self)}{hint}")
 
     @property
     def counted(self) -> Tensor:
@@ -103,3 +109,76 @@ class LossComponent(Component, ABC):
             One value for each prompt, ``[B]``, inside the graph; of the unit ``batch`` one for all
             will do, ``[]``. The caller averages over prompts and weighs it.
         """
+
+
+def check_loss(name: str, loss: LossComponent, models: Iterable[str] | None = None) -> None:
+    """Refuse a loss that does not keep its contract.
+
+    Args:
+        name: Its name in the objective.
+        loss: The loss.
+        models: Names of the models that there are besides policy and reference; None takes any.
+
+    Raises:
+        InputError: Naming what does not hold.
+    """
+    check_needs(f"loss {name!r}", loss.needs, models)
+    check_choice(f"{type(loss).__name__}.unit", loss.unit, Unit)
+    if isinstance(loss.quantities, str):
+        raise InputError(
+            f"loss {name!r} has quantities={loss.quantities!r}: expected a tuple of names, "
+            f"({loss.quantities!r},)"
+        )
+
+
+def checked_loss(name: str, loss: LossComponent, context: LossContext) -> LossValues:
+    """What a loss returns, checked.
+
+    Args:
+        name: Its name in the objective.
+        loss: The loss.
+        context: What it sees.
+
+    Returns:
+        Values, ``[B]``, or ``[]`` where the unit allows it, and the quantities that it declares.
+
+    Raises:
+        InputError: If that is something else, or has no graph where the policy has one.
+    """
+    found = loss.loss(context)
+    found = LossValues(found) if isinstance(found, Tensor) else found
+    if not isinstance(found, LossValues):
+        raise InputError(
+            f"loss {name!r} returns a {type(found).__name__}; expected a tensor, or LossValues"
+        )
+    size = context.responses.batch.size
+    shapes = [(size,), ()] if loss.unit == "batch" else [(size,)]
+    if tuple(found.values.shape) not in shapes:
+        raise InputError(
+            f"loss {name!r} has the shape {tuple(found.values.shape)}; expected ({size},), one "
+            f"value for each {'pair' if loss.unit == 'pair' else 'prompt'}"
+        )
+    if context.responses["policy.logps"].requires_grad and not found.values.requires_grad:
+        raise InputError(
+            f"loss {name!r} has no graph, so that it would train nothing: compute it from the "
+            "policy's values, without detach()"
+        )
+    _check_quantities(name, loss, found.quantities, size)
+    return found
+
+
+def _check_quantities(
+    name: str, loss: LossComponent, found: Mapping[str, Tensor], size: int
+) -> None:
+    if found.keys() != set(loss.quantities):
+        raise InputError(
+            f"loss {name!r} logs {sorted(found)}, but its class attribute quantities names "
+            f"{sorted(loss.quantities)}: expected the same, so that all ranks know of them"
+        )
+    for key, value in found.items():
+        if not isinstance(value, Tensor) or value.shape not in ((), (size,)):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(
+                f"loss {name!r} logs {key!r} as {shape}; expected a tensor of one value, or of "
+                f"{size}, one for each prompt"
+            )

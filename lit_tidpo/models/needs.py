@@ -8,6 +8,7 @@ and the table in CONTRIBUTING.md all come from here.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -180,6 +181,11 @@ def check_needs(component: str, needs: frozenset[str], models: Iterable[str] | N
     Raises:
         InputError: If there is no such quantity or no such model.
     """
+    if not isinstance(needs, (frozenset, set)):
+        raise InputError(
+            f"{component} has needs={needs!r}: expected a frozenset of names, such as "
+            "frozenset({'reference.logps'})"
+        )
     known = None if models is None else {"policy", "reference", *models}
     for need in sorted(needs):
         model, _, field = need.rpartition(".")
@@ -193,10 +199,15 @@ def check_needs(component: str, needs: frozenset[str], models: Iterable[str] | N
         if known is not None and model not in known:
             raise InputError(
                 f"{component} needs {need!r}, but the run has the models {sorted(known)} alone: "
-                f"add model.models.{model}"
+                f"{_meant(model, known)}add model.models.{model}"
             )
         if model == "policy" and OF_A_MODEL[field].compared:
             raise InputError(
                 f"{component} needs {need!r}, which compares a model with the policy: expected "
                 f"another model, such as 'reference.{field}'"
             )
+
+
+def _meant(model: str, known: Iterable[str]) -> str:
+    likely = difflib.get_close_matches(model, known, 1)
+    return f"did you mean {likely[0]!r}? Otherwise " if likely else ""

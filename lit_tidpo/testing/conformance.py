@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_tidpo.importance.base import ImportanceEstimator, checked_scores, walk
-from lit_tidpo.losses.base import LossComponent, LossContext, LossValues
+from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores, walk
+from lit_tidpo.losses.base import LossComponent, LossContext, check_loss, checked_loss
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, check_needs, models_of
+from lit_tidpo.models.needs import FROM_THE_DATA, models_of
 from lit_tidpo.models.reference import FrozenModel, OtherModel
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.structures import ResponseBatch, Results
@@ -32,11 +32,10 @@ def check_importance_estimator(estimator: ImportanceEstimator) -> None:
 
     Raises:
         AssertionError: Naming what does not hold.
+        InputError: What a run would refuse, too.
     """
-    name = type(estimator).__name__
-    check_needs(name, estimator.needs)
-    unavailable = sorted(estimator.needs & set(FROM_THE_RUN))
-    assert not unavailable, f"{name}: needs {unavailable}, which only a loss can ask for"
+    name = _name(estimator)
+    check_estimator(estimator)
     as_plain_data(estimator)
     policy = tiny_policy(attention="eager")
     others: dict[str, OtherModel] = {
@@ -77,13 +76,10 @@ def _check_learning(estimator: ImportanceEstimator, scores: Tensor) -> None:
     for part in walk(estimator):
         if not (part.learned and isinstance(part, nn.Module)):
             continue
-        name = type(part).__name__
         trained = [value for value in part.parameters() if value.requires_grad]
-        assert trained, f"{name}: learned, but no parameter takes a gradient"
-        assert scores.requires_grad, f"{name}: learned, but its scores have no graph"
         found = torch.autograd.grad(scores.sum(), trained, allow_unused=True, retain_graph=True)
         assert any(gradient is not None for gradient in found), (
-            f"{name}: learned, but no parameter gets a gradient of its scores"
+            f"{type(part).__name__}: learned, but no parameter gets a gradient of its scores"
         )
 
 
@@ -169,9 +165,10 @@ def check_loss_component(component: LossComponent) -> None:
 
     Raises:
         AssertionError: Naming what does not hold.
+        InputError: What a run would refuse, too.
     """
-    name = type(component).__name__
-    check_needs(name, component.needs)
+    name = _name(component)
+    check_loss(name, component)
     as_plain_data(component)
     batch = tiny_groups() if component.unit == "group" else tiny_batch()
     context = _declared(tiny_context(batch, models=_others(component.needs)), component.needs)
@@ -180,8 +177,6 @@ def check_loss_component(component: LossComponent) -> None:
     for role, results in context.items():
         changed = [key for key, value in before[role].items() if not _same(value, results[key])]
         assert not changed, f"{name}: changes {changed} of {role!r}"
-    shapes = [(batch.size,), ()] if component.unit == "batch" else [(batch.size,)]
-    assert tuple(loss.shape) in shapes, f"{name}: shape {tuple(loss.shape)}, expected {shapes[0]}"
     assert bool(loss.isfinite().all()), f"{name}: loss is NaN or infinite"
     leaves = [context.responses["policy.logps"]]
     leaves += [results["policy.logps"] for role, results in context.items() if role == "anchor"]
@@ -198,18 +193,19 @@ def check_loss_component(component: LossComponent) -> None:
     _assert_close(f"{name}: values off the response count", polluted.nan_to_num(1e9), loss)
 
 
+def _name(component: object) -> str:
+    assert not isinstance(component, type), (
+        f"{component.__name__} is a class: expected an instance, {component.__name__}(...)"
+    )
+    return type(component).__name__
+
+
 def _others(needs: frozenset[str]) -> list[str]:
     return sorted((models_of(needs) | {"reference"}) - {"policy"})
 
 
 def _loss(component: LossComponent, context: LossContext) -> Tensor:
-    found = component.loss(context)
-    if isinstance(found, Tensor):
-        return found
-    assert isinstance(found, LossValues), f"{type(component).__name__}: returns {type(found)}"
-    unnamed = sorted(found.quantities.keys() - set(component.quantities))
-    assert not unnamed, f"{type(component).__name__}: logs {unnamed}, not named in quantities"
-    return found.values
+    return checked_loss(type(component).__name__, component, context).values
 
 
 def _declared(context: LossContext, needs: frozenset[str]) -> LossContext:

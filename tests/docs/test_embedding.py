@@ -15,15 +15,23 @@ def blocks(page):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The '.*dataloader' does not have many workers")
+@pytest.mark.filterwarnings(
+    "ignore:The '.*dataloader' does not have many workers",
+    "ignore:You defined a `validation_step` but have no",
+)
 def test_a_plain_trainer_a_foreign_module_and_the_functions_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    trainer_block, attach_block, foreign_block, functional_block = blocks("embedding.md")
+    trainer_block, attach_block, group_block, foreign_block, functional_block = blocks(
+        "embedding.md"
+    )
     exec(trainer_block, names)
     assert 0 <= names["trainer"].callback_metrics["val/rewards/accuracies"] <= 1
     exec(attach_block, names)
     assert names["module"].policy is names["model"]
+
+    exec(group_block, names)
+    assert names["trainer"].callback_metrics["train/loss/list"] > 0
 
     exec(foreign_block, names)
     foreign = names["MyModule"]()

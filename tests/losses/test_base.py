@@ -57,7 +57,7 @@ def test_a_context_knows_the_run_and_who_counts():
 
 
 def test_a_role_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(InputError, match=r"role 'anchor': the batch has \['chosen', 'rejected'\]"):
+    with pytest.raises(InputError, match=r"'anchor'; .* \['chosen', 'rejected'\]: .* its needs"):
         LossContext(tiny_context().responses)["anchor"]
 
 
@@ -88,3 +88,8 @@ def test_a_loss_without_its_computation_cannot_be_made():
 
     with pytest.raises(TypeError, match="abstract"):
         Nothing()
+
+
+def test_a_loss_of_pairs_on_groups_is_told_of_the_unit():
+    with pytest.raises(InputError, match=r"role 'chosen'; .*unit = 'group'.*context\.responses"):
+        tiny_context(tiny_groups())["chosen"]

@@ -56,6 +56,17 @@ def test_parameters_without_learned_are_refused(model_folder):
         make_module(model_folder, importance=UnsaidMask(), **NO_TRIPLET)
 
 
+class DetachedMask(LearnedMask):
+    def scores(self, results):
+        return super().scores(results).detach()
+
+
+def test_learned_scores_without_a_graph_are_refused_in_the_first_step(model_folder, data):
+    module = make_module(model_folder, importance=HybridImportance(DetachedMask()), **NO_TRIPLET)
+    with pytest.raises(InputError, match="DetachedMask says learned = True, but its scores have"):
+        quiet_trainer(max_steps=1).fit(module, data)
+
+
 def test_weights_that_are_trained_are_not_kept(model_folder):
     with pytest.raises(InputError, match=r"importance_every=2 would keep weights that are trained"):
         make_module(model_folder, importance=LearnedMask(), importance_every=2, **NO_TRIPLET)

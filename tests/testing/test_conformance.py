@@ -157,6 +157,65 @@ def test_a_sound_estimator_passes():
     check_importance_estimator(Surprisal())
 
 
+class Learned(nn.Module, ImportanceEstimator):
+    learned = True
+    needs = frozenset({"policy.entropy"})
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def scores(self, results):
+        return self.gain.exp() * results["policy.entropy"].detach()
+
+
+class LearnedButDetached(Learned):
+    def scores(self, results):
+        return super().scores(results).detach()
+
+
+class LearnedButUnused(Learned):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1), requires_grad=False)
+
+
+class LearnedUnsaid(Learned):
+    learned = False
+
+
+class LearnedInPart(Learned):
+    """Its graph is the policy's alone."""
+
+    needs = frozenset({"policy.entropy"})
+
+    def scores(self, results):
+        return results["policy.entropy"]
+
+
+class LearnedWithoutAModule(Surprisal):
+    learned = True
+
+
+class LooksAtNothingKnown(Surprisal):
+    looks_at = "grp"
+
+
+class NeedsAString(ImportanceEstimator):
+    needs = "reference.logps"
+
+    def scores(self, results):
+        return -results["policy.logps"]
+
+
+class HoldsWithoutDeclaring(ImportanceEstimator):
+    def __init__(self):
+        self.part = Surprisal()
+
+    def scores(self, results):
+        return checked_scores(self.part, results)
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
@@ -190,6 +249,16 @@ def test_a_broken_estimator_is_told_what_does_not_hold(broken, reason):
         (Negative, "Negative must not be negative"),
         (NotANumber, "NaN or infinite"),
         (Infinite, "NaN or infinite"),
+        (LearnedButDetached, "its scores have no graph"),
+        (LearnedButUnused, "says learned = True, but has no parameters to train"),
+        (LearnedUnsaid, "has parameters to train, but its scores are data"),
+        (LearnedWithoutAModule, "derive it from torch.nn.Module"),
+        (LooksAtNothingKnown, r"LooksAtNothingKnown.looks_at='grp'"),
+        (NeedsAString, r"needs='reference.logps': expected a frozenset"),
+        (
+            HoldsWithoutDeclaring,
+            r"without declaring its \['policy.embeddings'\].*CombinedImportance",
+        ),
     ],
 )
 def test_an_estimator_that_no_module_would_take_is_refused(broken, reason):
@@ -232,29 +301,6 @@ class Teacher(ImportanceEstimator):
         return -results["teacher.logps"] * results["rewards"].unsqueeze(-1)
 
 
-class Learned(nn.Module, ImportanceEstimator):
-    learned = True
-    needs = frozenset({"policy.entropy"})
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(1))
-
-    def scores(self, results):
-        return self.gain.exp() * results["policy.entropy"].detach()
-
-
-class LearnedButDetached(Learned):
-    def scores(self, results):
-        return super().scores(results).detach()
-
-
-class LearnedButUnused(Learned):
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.ones(1), requires_grad=False)
-
-
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -273,8 +319,7 @@ def test_other_kinds_of_estimators_pass(estimator):
     ("broken", "reason"),
     [
         (ShareOfTheGroupUnsaid, "depend on other rows or on padding"),
-        (LearnedButDetached, "its scores have no graph"),
-        (LearnedButUnused, "no parameter takes a gradient"),
+        (LearnedInPart, "no parameter gets a gradient of its scores"),
     ],
 )
 def test_estimators_that_are_not_what_they_say_are_told_so(broken, reason):
@@ -322,6 +367,11 @@ class NotFinite(Margin):
 class WithoutGradient(Margin):
     def loss(self, context):
         return super().loss(context).detach().requires_grad_()
+
+
+class Detached(Margin):
+    def loss(self, context):
+        return super().loss(context).detach()
 
 
 class InfiniteGradient(Margin):
@@ -372,7 +422,6 @@ def test_a_sound_component_passes():
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        (Averaged, r"Averaged: shape \(\), expected \(3,\)"),
         (NotFinite, "loss is NaN or infinite"),
         (WithoutGradient, "no policy log-prob gets a gradient"),
         (InfiniteGradient, "gradient not finite"),
@@ -424,9 +473,38 @@ def test_other_kinds_of_components_pass(component):
     check_loss_component(component())
 
 
-def test_a_quantity_that_is_not_named_is_told():
-    with pytest.raises(AssertionError, match=r"logs \['spread'\], not named in quantities"):
-        check_loss_component(WithAnUnnamedQuantity())
+class WithAQuantityLeftOut(Margin):
+    quantities = ("spread",)
+
+
+class QuantitiesOfAString(Margin):
+    quantities = "spread"
+
+
+class UnitOfNoKind(Margin):
+    unit = "bacth"
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (Averaged, r"'Averaged' has the shape \(\); expected \(3,\)"),
+        (Detached, "'Detached' has no graph"),
+        (WithAnUnnamedQuantity, r"logs \['spread'\], but .* names \[\]"),
+        (WithAQuantityLeftOut, r"logs \[\], but .* names \['spread'\]"),
+        (QuantitiesOfAString, r"quantities='spread': expected a tuple"),
+        (UnitOfNoKind, "UnitOfNoKind.unit='bacth'"),
+    ],
+)
+def test_a_loss_that_no_module_would_take_is_refused(broken, reason):
+    with pytest.raises(InputError, match=reason):
+        check_loss_component(broken())
+
+
+@pytest.mark.parametrize("check", [check_loss_component, check_importance_estimator])
+def test_a_class_is_not_what_is_checked(check):
+    with pytest.raises(AssertionError, match="Margin is a class: expected an instance"):
+        check(Margin)
 
 
 def test_a_component_that_does_not_keep_its_arguments_is_refused():
