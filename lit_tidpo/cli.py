@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -60,6 +62,19 @@ class SaveConfig(SaveConfigCallback):
         free = next(name for name in names if not (folder / name).exists())
         self.config_filename = trainer.strategy.broadcast(free)
         super().setup(trainer, pl_module, stage)
+
+
+def _reserve_folders(trainer: Trainer) -> None:
+    """Make the loggers' folders now, so that two runs that start together do not share one."""
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if not isinstance(logger, (CSVLogger, TensorBoardLogger)) or logger._version is not None:
+            continue
+        with explained(f"the log folder {logger.root_dir!r} cannot be made"):
+            for version in itertools.count(logger._get_next_version()):
+                logger._version = version
+                with suppress(FileExistsError):
+                    os.makedirs(logger.log_dir)
+                    break
 
 
 class TidpoCLI(LightningCLI):
@@ -126,6 +141,7 @@ class TidpoCLI(LightningCLI):
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Make the Trainer, which writes whole checkpoints."""
         trainer = super().instantiate_trainer(**options)
+        _reserve_folders(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer

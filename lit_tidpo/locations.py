@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from lit_tidpo.errors import InputError
@@ -65,3 +66,12 @@ def check_revision(name: str, revision: str | None, source: str) -> None:
         raise InputError(
             f"{name}={revision!r} applies to the Hub, but {source!r} is local: drop it"
         )
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    hashed = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(2**20):
+            hashed.update(block)
+    return hashed.hexdigest()

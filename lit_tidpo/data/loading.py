@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from datasets.exceptions import DatasetsError
 
+from lit_tidpo.data.whole_files import drop_damaged, remember
 from lit_tidpo.errors import InputError
 from lit_tidpo.locations import check_revision, locate
 
@@ -48,23 +50,16 @@ def load_splits(
     place = locate(source)
     path = Path(place)
     try:
+        options: dict[str, Any] = {"name": name, "cache_dir": cache_dir}
         if not path.exists():
-            return dict(
-                datasets.load_dataset(
-                    place, name, revision=revision, cache_dir=cache_dir, streaming=streaming
-                )
-            )
+            return _read(streaming, path=place, revision=revision, **options)
         check_revision("revision", revision, source)
         _check_local(path, source, name)
         if _is_saved(path):
             return _load_saved(path, streaming)
         files = None if path.is_dir() else {"train": str(path)}
         reader = str(path) if path.is_dir() else _READERS[path.suffix]
-        return dict(
-            datasets.load_dataset(
-                reader, name, data_files=files, cache_dir=cache_dir, streaming=streaming
-            )
-        )
+        return _read(streaming, path=reader, data_files=files, **options)
     except InputError:
         raise
     except (DatasetsError, OSError, ValueError, TypeError, RecursionError) as error:
@@ -74,6 +69,19 @@ def load_splits(
             f"the data at {source!r} cannot be read; expected a data set on the Hub, a folder or a "
             f"file of {sorted(_READERS)}: {error.__cause__ or error}"
         ) from error
+
+
+def _read(streaming: bool, **source: Any) -> dict[str, Any]:
+    """What ``datasets.load_dataset`` does, from a cache that is what was written."""
+    builder = datasets.load_dataset_builder(**source)
+    if streaming:
+        return dict(builder.as_streaming_dataset())
+    folder = Path(builder.cache_dir)
+    if drop_damaged(folder.glob("*.arrow")):
+        shutil.rmtree(folder)  # which is taken as a whole
+    builder.download_and_prepare()
+    remember(folder.glob("*.arrow"))
+    return dict(builder.as_dataset())
 
 
 def pick_split(

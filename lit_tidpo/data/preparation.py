@@ -15,6 +15,7 @@ from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_tidpo.data.tokenization import PairTokenizer
+from lit_tidpo.data.whole_files import drop_damaged, remember
 from lit_tidpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -205,23 +206,21 @@ def tokenise_split(data: Dataset, tokenise: PairTokenizer, cache_dir: str | None
         One row of ids per row of ``data``; see :class:`~lit_tidpo.data.tokenization.PairTokenizer`.
     """
     name = fingerprint(data, tokenise)
-    file = None
-    own = str(datasets.config.HF_DATASETS_CACHE)
-    # What save_to_disk made is cached beside itself, which is the user's folder, else.
-    outside = any(not Path(each["filename"]).is_relative_to(own) for each in data.cache_files)
-    if cache_dir is not None or outside:
-        folder = Path(cache_dir or own)
-        folder.mkdir(parents=True, exist_ok=True)
-        file = str(folder / f"tokenised-{name}.arrow")
-    return data.map(
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"tokenised-{name}.arrow"
+    drop_damaged([file])
+    tokenised = data.map(
         tokenise,
         with_indices=True,
         remove_columns=data.column_names,
         features=_FEATURES,
-        cache_file_name=file,
+        cache_file_name=str(file),
         new_fingerprint=name,
         desc="Tokenising",
     )
+    remember([file])
+    return tokenised
 
 
 def usable_rows(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.locations import file_digest
 from lit_tidpo.structures import ResponseBatch
 
 _MANIFEST = "manifest.json"
@@ -114,7 +115,7 @@ def complete(partial: Path, folder: Path, content: Mapping[str, Any]) -> None:
         folder: Where they belong; if it is there already, another run was faster and the parts go.
         content: What the log-probs were made of; ``folder`` is named by its fingerprint.
     """
-    parts = {file.name: _file_digest(file) for file in sorted(partial.iterdir())}
+    parts = {file.name: file_digest(file) for file in sorted(partial.iterdir())}
     text = json.dumps({"content": content, "parts": parts}, indent=2)
     (partial / _MANIFEST).write_text(text + "\n", encoding="utf-8")
     try:
@@ -123,14 +124,6 @@ def complete(partial: Path, folder: Path, content: Mapping[str, Any]) -> None:
         if not folder.is_dir():
             raise
         shutil.rmtree(partial)
-
-
-def _file_digest(file: Path) -> str:
-    hashed = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(2**20):
-            hashed.update(block)
-    return hashed.hexdigest()
 
 
 class KeptLogps:
@@ -153,7 +146,7 @@ class KeptLogps:
         try:
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             sound = fingerprint(manifest["content"]) == folder.name and all(
-                _file_digest(folder / name) == digest for name, digest in manifest["parts"].items()
+                file_digest(folder / name) == digest for name, digest in manifest["parts"].items()
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _damaged(folder) from error

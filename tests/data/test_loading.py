@@ -54,21 +54,26 @@ def test_messages_in_a_file_stay_lists_of_messages(write_rows):
 def test_a_hub_name_is_passed_on(monkeypatch):
     calls = []
 
-    def load(*args, **kwargs):
-        calls.append((args, kwargs))
-        return datasets.DatasetDict(train=datasets.Dataset.from_list([ROW]))
+    class Builder:
+        def as_streaming_dataset(self):
+            return datasets.DatasetDict(train=datasets.Dataset.from_list([ROW]))
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    def build(**options):
+        calls.append(options)
+        return Builder()
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
     assert len(load_splits("owner/name", "config", "main", "cache", True)["train"]) == 1
-    expected = {"revision": "main", "cache_dir": "cache", "streaming": True}
-    assert calls == [(("owner/name", "config"), expected)]
+    assert calls == [
+        {"path": "owner/name", "name": "config", "revision": "main", "cache_dir": "cache"}
+    ]
 
 
 def test_a_hub_failure_tells_its_cause(monkeypatch):
-    def load(*args, **kwargs):
+    def load(**options):
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load)
     with pytest.raises(InputError, match=r"'owner/name' cannot be read.*no route"):
         load_splits("owner/name")
 

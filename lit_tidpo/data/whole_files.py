@@ -1,0 +1,60 @@
+"""Cache files of ``datasets`` that are what was written, or gone.
+
+They hold no checksums: a flipped bit in one would train other tokens without a word.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_tidpo.locations import file_digest
+
+_SUFFIX = ".sha256"
+
+
+def drop_damaged(files: Iterable[Path]) -> bool:
+    """Remove files that are not what :func:`remember` saw, with a word.
+
+    Args:
+        files: Cache files; those that were never seen are left alone.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        OSError: If one cannot be removed.
+    """
+    found = False
+    for file in files:
+        note = _note(file)
+        if (
+            file.exists()
+            and note.exists()
+            and note.read_text(encoding="utf-8") != file_digest(file)
+        ):
+            rank_zero_warn(f"the cache file {str(file)!r} is damaged: it is made again")
+            file.unlink()
+            note.unlink()
+            found = True
+    return found
+
+
+def remember(files: Iterable[Path]) -> None:
+    """Note what files hold, beside them, where that can be written and has not been noted."""
+    for file in files:
+        note = _note(file)
+        if note.exists():
+            continue
+        part = note.with_name(f"{note.name}.{os.getpid()}.part")
+        with suppress(OSError):  # a cache that is shared and read-only
+            part.write_text(file_digest(file), encoding="utf-8")
+            part.replace(note)
+
+
+def _note(file: Path) -> Path:
+    return file.with_name(file.name + _SUFFIX)
