@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling gpu evidence evidence-quick lint policy arithmetic detector data clean
+.PHONY: quickstart test bench bench-shapes bench-scaling gpu faults evidence evidence-quick lint policy arithmetic detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -33,6 +33,10 @@ bench-scaling: $(VENV)/.dev
 # part failed or measured less than it should. `python -m benchmarks.gpu --only PART` repeats parts.
 gpu: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu
+
+# 20 minutes at the most: kills, damaged files, full disks, bad inputs, a run of 10,000 steps.
+faults: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.faults
 
 # Hours of two cores, said in docs/findings.md; each part goes on where it stopped.
 evidence: $(VENV)/.dev

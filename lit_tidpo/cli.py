@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -38,6 +39,14 @@ from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, distribution, inspect
 from lit_tidpo.sampling.generation import window_batches
 
 _CHECKPOINT_KEYWORDS = {"best", "last", "hpc", "registry"}
+
+_REMEDIES = {
+    errno.EMFILE: "raise the limit (ulimit -n), or lower data.num_workers",
+    errno.ENOSPC: "make room, or name another folder (trainer.default_root_dir)",
+    errno.EACCES: "name a folder that can be written (trainer.default_root_dir, data.cache_dir)",
+    errno.EROFS: "name a folder that can be written (trainer.default_root_dir, data.cache_dir)",
+}
+"""What to do about what the system refuses."""
 
 _USAGE = """\
 usage: lit-tidpo COMMAND [OPTIONS]
@@ -232,6 +241,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if debug:
             raise
         line = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.errno in _REMEDIES:
+            line = f"{line}: {_REMEDIES[error.errno]}"
         sys.stderr.write(f"lit-tidpo: error: {line}\n")
         raise SystemExit(2) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import unicodedata
 from collections import defaultdict
 from typing import Any
 
@@ -14,6 +15,9 @@ from lit_tidpo.callbacks.token_writer import log_folder, prediction_rows, tokeni
 from lit_tidpo.errors import InputError
 from lit_tidpo.modules.preference import PreferenceModule
 
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
+"""Categories of Unicode of which a reader sees nothing."""
+
 _METRICS = (
     "train/loss/total",
     "train/rewards/margins",
@@ -22,7 +26,8 @@ _METRICS = (
 )
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; }}
 th, td {{ text-align: left; padding: 0 1.5rem 0 0; }}
 pre {{ white-space: pre-wrap; border: 1px solid #8884; border-radius: 6px; padding: .8rem; }}
@@ -105,7 +110,7 @@ class ReportPage(Callback):
         page = _PAGE.format(
             title=html.escape(f"{type(pl_module).__name__}, {trainer.global_step} steps"),
             table="".join(
-                f"<tr><td>{name}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
+                f"<tr><td>{html.escape(name)}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
                 for name, (before, after) in spans.items()
             ),
             curves=draw_curves({name: self._curves[name] for name in self.metrics}),
@@ -169,7 +174,8 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
 
 def _pair(rows: list[dict[str, Any]]) -> str:
     cells = "".join(
-        f"<div><h3>{row['role']}</h3><pre>{token_heat_map(row)}</pre></div>" for row in rows
+        f"<div><h3>{html.escape(row['role'])}</h3><pre>{token_heat_map(row)}</pre></div>"
+        for row in rows
     )
     return f"<section><h3>Pair {rows[0]['index']}</h3><div class='pair'>{cells}</div></section>"
 
@@ -190,5 +196,25 @@ def token_heat_map(row: dict[str, Any]) -> str:
     for token, weight, ratio in zip(tokens, row["weights"], ratios, strict=True):
         shade = f"rgba(220, 90, 20, {0.85 * abs(weight) / peak:.2f})"
         note = f"weight {weight:.2f}" + ("" if ratio is None else f", log-ratio {ratio:+.2f}")
-        spans.append(f'<span style="background:{shade}" title="{note}">{html.escape(token)}</span>')
+        spans.append(f'<span style="background:{shade}" title="{note}">{visible(token)}</span>')
     return "".join(spans)
+
+
+def visible(text: str) -> str:
+    r"""HTML of a text, in which nothing acts, reorders or hides.
+
+    Control and format characters (NUL, ESC, marks of direction), surrogates, unassigned ones and
+    line separators but the line feed and the tab come as their number.
+
+    Example:
+        >>> visible("<b>\u202e")
+        '&lt;b&gt;\\u202e'
+    """
+    return html.escape(
+        "".join(
+            f"\\u{ord(each):04x}"
+            if unicodedata.category(each) in _UNSEEN and each not in "\n\t"
+            else each
+            for each in text
+        )
+    )

@@ -20,7 +20,7 @@ from lit_tidpo.data.preparation import InvalidRows, PreparationReport, usable_ro
 from lit_tidpo.data.rows import COLUMNS
 from lit_tidpo.data.sampling import ResumableSampler
 from lit_tidpo.data.splits import Splits, SplitSource
-from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
+from lit_tidpo.data.tokenization import PairTokenizer, SpecialTokens, TokenizationOptions
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.tokenizer import load_tokenizer
 
@@ -56,6 +56,8 @@ class PreferenceDataModule(LightningDataModule):
         max_prompt_length: Tokens that a prompt keeps, cut on the left, however long the responses
             are; None means half of ``max_length``.
         chat_template: Jinja text or path of a template that replaces the tokenizer's own.
+        special_tokens: What a special token within the text of a message is: ``text``, or a
+            ``control`` token. In rows of plain text they always are control tokens.
         invalid_rows: What to do with rows whose responses are empty or identical, also after
             truncation, or that have no prompt: ``raise`` an error or ``drop`` them.
         batch_size: Pairs in a training batch of one device.
@@ -98,6 +100,7 @@ class PreferenceDataModule(LightningDataModule):
         max_length: int = 1024,
         max_prompt_length: int | None = None,
         chat_template: str | None = None,
+        special_tokens: SpecialTokens = "text",
         invalid_rows: InvalidRows = "raise",
         batch_size: int = 8,
         eval_batch_size: int | None = None,
@@ -127,7 +130,9 @@ class PreferenceDataModule(LightningDataModule):
             max_rows=max_rows,
             seed=seed,
         )
-        self.options = TokenizationOptions(max_length, max_prompt_length, chat_template)
+        self.options = TokenizationOptions(
+            max_length, max_prompt_length, chat_template, special_tokens
+        )
         self.tokenizer_source = tokenizer
         self.tokenizer_revision = tokenizer_revision
         self.trust_remote_code = trust_remote_code

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 InvalidRows = Literal["raise", "drop"]
 
 # Raise it when the same options come to make other ids, so that old cache files are left alone.
-_VERSION = 2
+_VERSION = 3
 _IDS, _WEIGHTS = List(Value("int32")), List(Value("float32"))
 _FEATURES = Features(
     {
@@ -39,6 +39,7 @@ _FEATURES = Features(
         "rejected_truncated": Value("bool"),
         "shifted": Value("bool"),
         "left_out": Value("string"),
+        "guarded": Value("int32"),
         "index": Value("int64"),
         "problem": Value("string"),
     }
@@ -60,6 +61,7 @@ class PreparationReport:
         shifted_example: Text around the start of the responses in the first such pair.
         left_out: Usable pairs of which the chat template leaves out text of a response.
         left_out_example: The beginning of that text in the first such pair.
+        guarded: Special tokens that stand in the text of messages.
         problems: Unusable rows by what is wrong with them.
         first: Position of the first row with each problem.
     """
@@ -73,6 +75,7 @@ class PreparationReport:
     shifted_example: str = ""
     left_out: int = 0
     left_out_example: str = ""
+    guarded: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -88,6 +91,7 @@ class PreparationReport:
         self.rejected_truncated += row["rejected_truncated"]
         self.shifted += row["shifted"]
         self.left_out += bool(row["left_out"])
+        self.guarded += row["guarded"]
         self.left_out_example = self.left_out_example or row["left_out"]
         if row["shifted"] and not self.shifted_example:
             before = tokenizer.decode(row["prompt_ids"][-_EXAMPLE_TOKENS:])
@@ -142,6 +146,11 @@ class PreparationReport:
             parts.append("truncated: " + ", ".join(f"{n} {side}" for side, n in cut.items() if n))
         if self.problems:
             parts.append(f"dropped: {self.describe_problems()}")
+        if self.guarded:
+            parts.append(
+                f"{self.guarded} special tokens in the text of messages are read as text: set "
+                "data.special_tokens=control if they are to be control tokens"
+            )
         if self.left_out:
             parts.append(
                 f"the chat template leaves out text of the responses in {self.left_out} pairs, for "
@@ -179,6 +188,7 @@ def fingerprint(data: Dataset, tokenise: PairTokenizer) -> str:
             tokenizer.eos_token,
         ],
         "chat_template": tokenizer.chat_template,
+        "special_tokens": options.special_tokens,
         "max_length": options.max_length,
         "max_prompt_length": options.prompt_limit,
     }

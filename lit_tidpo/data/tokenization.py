@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from lit_tidpo.data.guarding import Guard
 from lit_tidpo.data.rows import Message, PreferencePair, preference_pair
-from lit_tidpo.errors import InputError, explained
+from lit_tidpo.errors import InputError, check_choice, explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+SpecialTokens = Literal["text", "control"]
 
 _SHOWN = 60
 """Characters that messages show of a text."""
@@ -26,13 +29,17 @@ class TokenizationOptions:
         max_prompt_length: Tokens that a prompt may keep however long the responses are; None means
             half of ``max_length``.
         chat_template: Jinja text or path of a template that replaces the tokenizer's own.
+        special_tokens: What a special token within the text of a message is: ``text``, or a
+            ``control`` token. In rows of plain text they always are control tokens.
     """
 
     max_length: int = 1024
     max_prompt_length: int | None = None
     chat_template: str | None = None
+    special_tokens: SpecialTokens = "text"
 
     def __post_init__(self) -> None:
+        check_choice("special_tokens", self.special_tokens, SpecialTokens)
         if self.max_length < 2:
             raise InputError(f"max_length must be at least 2 tokens; got {self.max_length}")
         if not 1 <= self.prompt_limit < self.max_length:
@@ -70,6 +77,7 @@ class PairTokenizer:
             )
         self.tokenizer = tokenizer
         self.options = options
+        self._guard = Guard(tokenizer)
         self._eos = int(tokenizer.eos_token_id)
         self._ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -119,7 +127,8 @@ class PairTokenizer:
             "length": len(kept) + max(map(len, cut.values())),
             "prompt_truncated": len(kept) < boundary,
             "shifted": shifted,
-            "left_out": _left_out(pair, texts),
+            "left_out": _left_out(pair, [self._guard.unmark(text) for text in texts]),
+            "guarded": sum(map(self._guard.count, texts[1:])),
             **{f"{side}_ids": ids for side, ids in cut.items()},
             **{f"{side}_truncated": flag for side, flag in truncated.items()},
             **{f"{side}_weights": values and values[:budget] for side, values in weights.items()},
@@ -143,8 +152,7 @@ class PairTokenizer:
         """Ids of the prompt alone and of prompt and response, each with its BOS and its end."""
         if not texts:
             return [], [], []
-        # verbose=False: sequences beyond the model's length are cut here, not a mistake.
-        encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = self._guard.encode(texts)
         prompt, *full = ([*self._bos, *ids] if ids[:1] != self._bos else ids for ids in encoded)
         end = self._end_text if is_plain else self._end_chat
         chosen, rejected = (end(ids) for ids in full)
@@ -159,6 +167,8 @@ class PairTokenizer:
                 "has no chat template: set chat_template"
             )
         roles = [turn["role"] for turn in messages]
+        if self.options.special_tokens == "text":
+            messages = self._guard.mark(messages, f"row {number}")
         with explained(f"row {number}: the chat template refuses turns of {roles}"):
             text = self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=open_turn
@@ -209,6 +219,7 @@ def _row(number: int, problem: str = "") -> dict[str, Any]:
         "rejected_truncated": False,
         "shifted": False,
         "left_out": "",
+        "guarded": 0,
         "index": number,
         "problem": problem,
     }
