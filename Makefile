@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling gpu faults evidence evidence-quick lint policy arithmetic detector data clean
+.PHONY: quickstart test bench bench-shapes bench-scaling gpu faults audit evidence evidence-quick lint policy arithmetic detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -37,6 +37,10 @@ gpu: $(VENV)/.dev
 # 20 minutes at the most: kills, damaged files, full disks, bad inputs, a run of 10,000 steps.
 faults: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.faults
+
+# Known vulnerabilities of what is installed; says so where the advisories cannot be reached.
+audit: $(VENV)/.dev
+	$(BIN)/pip-audit --progress-spinner off --skip-editable
 
 # Hours of two cores, said in docs/findings.md; each part goes on where it stopped.
 evidence: $(VENV)/.dev

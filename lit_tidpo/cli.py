@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import auto_cli
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,7 +34,7 @@ from lit_tidpo.models.export import export_checkpoint, read_checkpoint
 from lit_tidpo.models.needs import describe_needs
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.plugins.configurations import check_configurations
+from lit_tidpo.plugins.configurations import check_configurations, without_secrets
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, distribution, inspect
 from lit_tidpo.sampling.generation import window_batches
@@ -58,6 +59,8 @@ usage: lit-tidpo COMMAND [OPTIONS]
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
 
   --debug                        show where an error came from
+  --known-classes                take no class from a configuration but ours, plugins, Lightning's
+                                 and PyTorch's optimizers
 """
 
 
@@ -71,6 +74,16 @@ class SaveConfig(SaveConfigCallback):
         free = next(name for name in names if not (folder / name).exists())
         self.config_filename = trainer.strategy.broadcast(free)
         super().setup(trainer, pl_module, stage)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the values of secrets out of what was saved."""
+        file = log_folder(trainer) / self.config_filename
+        if file.exists():
+            saved = yaml.safe_load(file.read_text(encoding="utf-8"))
+            clean = without_secrets(saved)
+            if clean != saved:
+                rank_zero_warn(f"{str(file)!r} is saved without its secrets, which stand as ***")
+                file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
 
 
 def _reserve_folders(trainer: Trainer) -> None:
@@ -220,8 +233,8 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: With status 2 after an error that the user can mend.
     """
     words = list(sys.argv[1:] if args is None else args)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    debug, known_classes = "--debug" in words, "--known-classes" in words
+    words = [word for word in words if word not in ("--debug", "--known-classes")]
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     commands: dict[str, Callable[[list[str]], None]] = {
         "plugins": _list_plugins,
@@ -229,6 +242,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "sft": _sft,
     }
     try:
+        check_configurations(words, known_classes)
         if command in ("-h", "--help"):
             sys.stdout.write(_USAGE)
         elif command in commands:
@@ -248,7 +262,6 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(module: type[LightningModule], args: list[str], prog: str = "lit-tidpo") -> None:
-    check_configurations(args)
     PluginArgumentParser.problems = load_named_plugins(args)
     TidpoCLI(
         module,

@@ -2,13 +2,17 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from transformers import LlamaForCausalLM
 
 from lit_tidpo.cli import main
+from lit_tidpo.errors import InputError
 from lit_tidpo.models.needs import describe_needs
+from lit_tidpo.plugins.configurations import check_configurations
 from lit_tidpo.plugins.parser import load_named_plugins
 
 ROWS = [
@@ -311,3 +315,57 @@ def test_home_means_the_same_in_every_path(command, tmp_path, monkeypatch):
     made = {entry.name for entry in (tmp_path / "home").iterdir()}
     assert made >= {"cache", "reference", "runs", "t.jsonl", "exported"}
     assert not list(tmp_path.glob("~*"))
+
+
+def test_a_secret_does_not_reach_the_saved_configuration(command, tmp_path):
+    """A logger's key, say; the run itself has it."""
+    (tmp_path / "keyed.py").write_text(
+        "from lightning.pytorch.loggers import CSVLogger\n\n\n"
+        "class Keyed(CSVLogger):\n"
+        "    def __init__(self, save_dir: str, api_key: str, tokenizer: str) -> None:\n"
+        "        super().__init__(save_dir)\n"
+        "        assert api_key == 'geheim'\n"
+    )
+    logger = {
+        "class_path": "keyed.Keyed",
+        "init_args": {"save_dir": "runs", "api_key": "geheim", "tokenizer": "mine"},
+    }
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.warns(UserWarning, match=r"saved without its secrets"):
+            command(
+                "fit", *FAST, "--model.importance=uniform", f"--trainer.logger={json.dumps(logger)}"
+            )
+    finally:
+        sys.path.remove(str(tmp_path))
+    (saved,) = (tmp_path / "runs").rglob("config.yaml")
+    text = saved.read_text()
+    assert "geheim" not in text
+    assert "api_key: '***'" in text
+    assert "tokenizer: mine" in text
+
+
+def test_known_classes_are_those_of_the_shipped_configurations(tmp_path):
+    """And what a stranger could name is refused where configurations are read."""
+    for file in (Path(__file__).parents[1] / "configs").glob("*.yaml"):
+        check_configurations(["--config", str(file)], known_classes=True)
+    (tmp_path / "c.yaml").write_text("model:\n  optimizer: {class_path: torch.optim.AdamW}\n")
+    check_configurations([f"--config={tmp_path / 'c.yaml'}"], known_classes=True)
+    (tmp_path / "c.yaml").write_text("model:\n  optimizer: {class_path: torch.hub.load}\n")
+    with pytest.raises(InputError, match=r"'torch.hub.load' in line 2"):
+        check_configurations([f"--config={tmp_path / 'c.yaml'}"], known_classes=True)
+
+
+def test_two_runs_that_start_together_log_apart(command, tmp_path, monkeypatch):
+    """Both find no folder when they look, and the second takes the next."""
+    monkeypatch.setattr(CSVLogger, "_get_next_version", lambda self: 0)
+    for _ in range(2):
+        command(
+            "fit",
+            *FAST,
+            "--model.importance=uniform",
+            "--trainer.logger=CSVLogger",
+            "--trainer.logger.save_dir=runs",
+        )
+    folders = sorted(file.parent.name for file in (tmp_path / "runs").rglob("metrics.csv"))
+    assert folders == ["version_0", "version_1"]

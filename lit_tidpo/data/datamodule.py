@@ -227,6 +227,15 @@ class PreferenceDataModule(LightningDataModule):
                     rows, split, self.invalid_rows, self.tokenizer
                 )
 
+    @property
+    def response_ends(self) -> frozenset[int]:
+        """Tokens that whole responses of the training data end in; none of a stream."""
+        rows = self._rows.get(self.source.train_split, [])
+        if self.source.streaming:
+            return frozenset()
+        first = (rows[place] for place in range(min(len(rows), 100)))
+        return frozenset(row["chosen_ids"][-1] for row in first if not row["chosen_truncated"])
+
     def _splits(self, stage: str | None, raw: Splits) -> list[str]:
         if stage == TrainerFn.VALIDATING:
             return [self.source.validation_split]

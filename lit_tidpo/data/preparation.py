@@ -126,7 +126,8 @@ class PreparationReport:
         if self.problems and policy == "raise":
             raise InputError(
                 f"{self.problems.total()} of {self.rows} rows of split {self.split!r} cannot be "
-                f"used: {self.describe_problems()}; mend them or set invalid_rows='drop'"
+                f"used: {self.describe_problems()}, counted from 0; mend them or set "
+                "invalid_rows='drop'"
             )
         if not self.usable:
             raise InputError(

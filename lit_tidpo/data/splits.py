@@ -96,6 +96,10 @@ class SplitSource:
         rows = self.rows(raw, self.train_split if split in parts else split)
         try:
             tokenised = tokenise_split(rows, tokenise, self.cache_dir)
+        except InputError as error:
+            raise InputError(
+                f"{error} (split {split!r} of {self.source!r}; its rows count from 0)"
+            ) from error
         except UnicodeDecodeError as error:  # text is decoded when it is looked at
             raise InputError(
                 f"the data at {self.source!r} hold text that is not UTF-8 ({error.reason}): "

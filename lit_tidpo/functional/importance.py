@@ -28,6 +28,10 @@ def normalize_scores(scores: Tensor, mask: Tensor) -> Tensor:
     """
     scores = scores.masked_fill(~mask, 0.0)
     total = scores.abs().sum(-1, keepdim=True)
+    # Scores near the largest number have an infinite sum; those in units of the peak do not.
+    huge = total.isinf()
+    scores = scores / scores.abs().amax(-1, keepdim=True).where(huge, 1.0)
+    total = scores.abs().sum(-1, keepdim=True).where(huge, total)
     even = mask / mask.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(total > 0, scores / total.where(total > 0, 1.0), even.to(scores.dtype))
 

@@ -14,7 +14,7 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.models.models import Layout, Models
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.packing import recorded_windows, use_packed_attention
-from lit_tidpo.models.quirks import evaluating, stretches_positions, vocabulary_size
+from lit_tidpo.models.quirks import evaluating, vocabulary_size
 from lit_tidpo.structures import ResponseBatch
 
 LayoutChoice = Literal["auto", "padded", "packed", "shared_prompt"]
@@ -45,8 +45,6 @@ def choose_layout(
     """
     if wanted == "padded":
         return wanted
-    if unshared is None and any(map(stretches_positions, models)):
-        unshared = "its position encoding depends on the longest row of a pass"
     layout: Layout = "shared_prompt" if unshared is None else "packed"
     if wanted != "auto":
         layout = wanted

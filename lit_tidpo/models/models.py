@@ -14,7 +14,13 @@ from lit_tidpo.models.kept_logps import KeptLogps
 from lit_tidpo.models.model_pass import ModelPass, run_model
 from lit_tidpo.models.needs import OF_A_MODEL, fields_of, models_of
 from lit_tidpo.models.packing import PackedRows
-from lit_tidpo.models.quirks import head_outside, learned_positions, output_layer
+from lit_tidpo.models.quirks import (
+    head_outside,
+    learned_positions,
+    output_layer,
+    stretched_beyond,
+    vocabulary_size,
+)
 from lit_tidpo.models.reference import OtherModel
 from lit_tidpo.structures import ResponseBatch, Results
 
@@ -65,8 +71,21 @@ class Models:
         return self.own_logits or any(head_outside(model) is None for model in self.own)
 
     @cached_property
-    def _most_positions(self) -> int | None:
-        return learned_positions(self.policy)
+    def _longest_row(self) -> tuple[int, str] | None:
+        """Tokens that a row may have, and why; None without a limit."""
+        table, beyond = learned_positions(self.policy), stretched_beyond(self.policy)
+        if table is not None:
+            return table, f"has learned positions for {table}"
+        if beyond is not None:
+            return beyond, (
+                f"stretches its positions beyond {beyond} by the longest row of a batch, so that "
+                "the others would have other log-probs"
+            )
+        return None
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return vocabulary_size(self.policy)
 
     @property
     def own(self) -> list[nn.Module]:
@@ -130,21 +149,28 @@ class Models:
 
     def _check(self, batches: Sequence[ResponseBatch]) -> None:
         """Refuse rows that the models cannot run, or not in this layout."""
-        limit = self._most_positions
+        limit = self._longest_row
         for batch in batches:
             prompts, lengths = batch.prompt_lengths, batch.lengths
             fits = (prompts >= 1) & (prompts <= lengths) & (lengths <= batch.input_ids.shape[1])
-            if not bool(fits.all()):
+            known = batch.input_ids.max() < self._vocabulary
+            if not bool(known & fits.all()):
+                if not bool(known):
+                    raise InputError(
+                        f"a row has the token id {int(batch.input_ids.max())}, but "
+                        f"{type(self.policy).__name__} has embeddings for ids below "
+                        f"{self._vocabulary}: use its own tokenizer (data.tokenizer)"
+                    )
                 row = int(fits.long().argmin())
                 raise InputError(
                     f"row {row} of a batch has prompt_lengths={int(prompts[row])} and "
                     f"lengths={int(lengths[row])}: expected 1 <= prompt_lengths <= lengths <= "
                     f"{batch.input_ids.shape[1]}, the width of input_ids"
                 )
-            if limit is not None and int(lengths.max()) > limit:
+            if limit is not None and int(lengths.max()) > limit[0]:
                 raise InputError(
-                    f"a row has {int(lengths.max())} tokens, but {type(self.policy).__name__} has "
-                    f"learned positions for {limit}: lower data.max_length"
+                    f"a row has {int(lengths.max())} tokens, but {type(self.policy).__name__} "
+                    f"{limit[1]}: set data.max_length to {limit[0]} or less"
                 )
         if self.layout == "shared_prompt":
             _check_same_prompts(batches)

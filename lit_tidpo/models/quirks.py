@@ -213,12 +213,19 @@ def learned_positions(model: Any) -> int | None:
     return getattr(settings, "max_position_embeddings", None)
 
 
-def stretches_positions(model: Any) -> bool:
-    """Whether RoPE's frequencies change with the longest position of a pass."""
-    parameters = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+def stretched_beyond(model: Any) -> int | None:
+    """Tokens beyond which RoPE's frequencies change with the longest row of a pass, if they do."""
+    config = getattr(model, "config", None)
+    if config is None:  # not one of transformers
+        return None
+    settings = config.get_text_config()
+    parameters = getattr(settings, "rope_parameters", None) or {}
     of_layer_types = [each for each in parameters.values() if isinstance(each, dict)]
-    kinds = {each.get("rope_type") for each in (parameters, *of_layer_types)}
-    return bool(kinds & {"dynamic", "longrope"})
+    for each in (parameters, *of_layer_types):
+        if each.get("rope_type") in ("dynamic", "longrope"):
+            own = each.get("original_max_position_embeddings")
+            return int(own or settings.max_position_embeddings)
+    return None
 
 
 def attention_kernel(model: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -84,6 +85,16 @@ class PolicyModule(LightningModule):
         """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
         trainer = self.trainer
         check_strategy(trainer.strategy, trainer.precision_plugin, self.device_mesh, self.policy)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            # Another one of Lightning's, WeightAveraging, has the policy built by itself.
+            if stage == "fit" and isinstance(callback, StochasticWeightAveraging):
+                copy = callback._average_model
+                if copy is None or not any(True for _ in copy.parameters()):
+                    raise InputError(
+                        "StochasticWeightAveraging copies the module before the Trainer has built "
+                        "the policy, and would average nothing: take WeightAveraging, or call "
+                        "module.configure_model() before fit"
+                    )
 
     def configure_model(self) -> None:
         """Build the policy, once."""

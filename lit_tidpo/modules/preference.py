@@ -26,7 +26,7 @@ from lit_tidpo.metrics.quantities import (
 from lit_tidpo.models.layout import LayoutChoice
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.policy import ModelOptions, PolicyConfig
-from lit_tidpo.models.quirks import evaluating
+from lit_tidpo.models.quirks import end_ids, evaluating
 from lit_tidpo.models.reference import check_compatible
 from lit_tidpo.modules.base import LRSchedule
 from lit_tidpo.modules.rank_share import rank_share, response_batches
@@ -259,6 +259,7 @@ class PreferenceModule(ReferencedModule):
         """Compute before the first step what is kept: reference log-probs, weights."""
         super().on_train_start()
         self._left_out = False
+        self._learn_ends()
         if self.kept_weights.refresh_every != 0 or self.kept_weights.is_filled:
             return
         share = rank_share(self.trainer.train_dataloader, self.trainer, "importance_every=0")
@@ -267,6 +268,20 @@ class PreferenceModule(ReferencedModule):
                 self._precompute(self.trainer.strategy.batch_to_device(batch))
         for state in from_all_ranks(self.kept_weights.state_dict()):
             self.kept_weights.update(state)
+
+    def _learn_ends(self) -> None:
+        """Let anchors end where the data's responses do, and say where settings lack that."""
+        data = getattr(self.trainer, "datamodule", None)
+        taught: frozenset[int] = getattr(data, "response_ends", frozenset())
+        lacking = taught - set(end_ids(self.built_policy))
+        if not lacking or "anchor" not in self.objective.needs:
+            return
+        self.sampler.further_ends = lacking
+        rank_zero_warn(
+            f"responses of the data end in the tokens {sorted(lacking)}, which the policy's "
+            "generation settings do not end at: anchors end there, too, but an exported model "
+            "would run on, unless its eos_token_id has them"
+        )
 
     def _precompute(self, batch: ResponseBatch) -> None:
         models, needs = self.models, self.objective.importance_needs

@@ -85,10 +85,14 @@ class Generation(Sampler):
 
     Args:
         options: How to sample.
+
+    Attributes:
+        further_ends: Tokens that end a response besides those of the policy's settings.
     """
 
     def __init__(self, options: AnchorOptions) -> None:
         self.options = options
+        self.further_ends: frozenset[int] = frozenset()
 
     def sample(
         self,
@@ -109,10 +113,11 @@ class Generation(Sampler):
         input_ids, prompt_lengths = first.input_ids.repeat(count, 1), first.prompt_lengths
         prompts, mask = _left_padded(input_ids, contexts)
         width = prompts.shape[1]
+        ends = sorted({*end_ids(policy), *self.further_ends})
         with (
             torch.no_grad(),
             evaluating(policy),
-            _plain_sampling(policy),
+            _plain_sampling(policy, ends),
             plain_attention(policy),
             _weights_in_bf16(policy),
             # One token after the other is of another shape each time.
@@ -127,7 +132,7 @@ class Generation(Sampler):
                 synced_gpus=on_any_rank is not None,
                 **generation_cache(policy, width + self.options.max_new_tokens),
             )
-        lengths = contexts + _lengths_to_first_end(generated[:, width:], end_ids(policy))
+        lengths = contexts + _lengths_to_first_end(generated[:, width:], ends)
         return ResponseBatch(
             input_ids=_right_padded(generated, width - contexts, lengths),
             prompt_lengths=prompt_lengths.repeat(count),
@@ -163,7 +168,7 @@ def _weights_in_bf16(policy: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _plain_sampling(policy: Any) -> Iterator[None]:
+def _plain_sampling(policy: Any, ends: list[int]) -> Iterator[None]:
     """Leave out what the model's own generation settings would add, such as a repetition penalty.
 
     An anchor is a sample of the policy as it is. Settings passed to ``generate`` are filled up from
@@ -175,8 +180,9 @@ def _plain_sampling(policy: Any) -> Iterator[None]:
     inner = inner_model(policy)
     models = [policy] if inner is policy else [policy, inner]
     settings = [model.generation_config for model in models]
-    ends, pad = end_ids(policy) or None, pad_id(policy)
-    policy.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)  # type: ignore[no-untyped-call]
+    policy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        eos_token_id=ends or None, pad_token_id=pad_id(policy)
+    )
     try:
         yield
     finally:

@@ -360,15 +360,6 @@ def test_windows_that_are_in_the_masks_alone_are_noticed(kind):
         choose_layout("packed", [model], frozenset())
 
 
-def test_prompts_are_not_shared_where_positions_depend_on_the_longest_row():
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    config = transformers.LlamaConfig(**GROUPED, rope_parameters=rope)
-    model = transformers.LlamaForCausalLM(config)
-    assert choose_layout("auto", [model], frozenset()) == "packed"
-    with pytest.raises(InputError, match="position encoding depends on the longest row"):
-        choose_layout("shared_prompt", [model], frozenset())
-
-
 class ScaledLogits(transformers.LlamaForCausalLM):
     """Changes its logits after the head, as only its own code tells."""
 

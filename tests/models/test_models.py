@@ -297,7 +297,7 @@ def test_no_hook_survives_even_after_an_error(fails):
 
 
 def test_a_model_without_the_methods_of_transformers_is_refused():
-    with pytest.raises(InputError, match="Linear has no get_output_embeddings"):
+    with pytest.raises(InputError, match="Linear has no get_input_embeddings"):
         run(nn.Linear(2, 2), tiny_batch())
     headless = HeadlessModel(tiny_policy(), method=False)
     with pytest.raises(InputError, match="HeadlessModel has no get_output_embeddings"):

@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.seeding import seeded
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 from .runs import (
@@ -20,6 +23,7 @@ from .runs import (
     QUIET,
     make_data,
     make_module,
+    parameters,
     quiet_trainer,
 )
 
@@ -126,5 +130,84 @@ def test_rows_beyond_learned_positions_are_refused():
     )
     module = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
     module.attach(policy)
-    with pytest.raises(InputError, match=rf"a row has {width} tokens.*lower data.max_length"):
+    with pytest.raises(
+        InputError, match=rf"a row has {width} tokens.*set data.max_length to {width - 1} "
+    ):
         module(batch)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rows_that_would_change_the_positions_of_others_are_refused(kind):
+    """Beyond the original length, RoPE is stretched by the longest row of a pass."""
+    batch = tiny_batch(pairs=12, weights=False)
+    longest = int(batch.lengths.max())
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    if kind == "longrope":
+        half = [1.0] * 4
+        parameters |= {"short_factor": half, "long_factor": [4.0] * 4}
+        parameters |= {"original_max_position_embeddings": longest - 1}
+    config = LlamaConfig(
+        vocab_size=48,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=longest - 1 if kind == "dynamic" else 64,
+        rope_parameters=parameters,
+    )
+    with seeded(0):
+        policy = LlamaForCausalLM(config)
+    module = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
+    module.attach(policy)
+    with pytest.raises(InputError, match=rf"a row has {longest} tokens.*stretches its positions"):
+        module(batch)
+    short = dataclasses.replace(batch, lengths=batch.lengths.clamp(max=longest - 1))
+    losses = module(short).loss
+    alone = module(pair(short, 0)).loss
+    torch.testing.assert_close(losses[:1], alone)
+
+
+def pair(batch, place):
+    """One pair of a batch, cut to its own width."""
+    rows = [place, place + batch.size]
+    width = int(batch.lengths[rows].max())
+    return dataclasses.replace(
+        batch,
+        input_ids=batch.input_ids[rows, :width],
+        prompt_lengths=batch.prompt_lengths[rows],
+        lengths=batch.lengths[rows],
+        index=batch.index[place : place + 1],
+        counted=batch.counted[place : place + 1],
+    )
+
+
+def test_ids_without_an_embedding_are_refused():
+    """Another model's tokenizer; a GPU would tell by an index out of range."""
+    batch = tiny_batch()
+    batch.input_ids[1, 2] = 48
+    module = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
+    module.attach(tiny_policy())
+    with pytest.raises(InputError, match=r"token id 48, but .* ids below 48: use its own tok"):
+        module(batch)
+
+
+def test_averages_of_a_policy_that_is_not_built_yet_are_refused(model_folder, data):
+    callback = StochasticWeightAveraging(swa_lrs=1e-3, swa_epoch_start=1)
+    module = make_module(model_folder, **NO_TRIPLET)
+    with pytest.raises(InputError, match=r"would average nothing.*configure_model\(\) before fit"):
+        quiet_trainer(max_epochs=2, callbacks=[callback]).fit(module, data)
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
+def test_lightnings_other_average_is_that_of_the_policy(model_folder, source):
+    """EMA with a decay of 1/2: half of the weights after each of two steps."""
+
+    def trained(steps, **options):
+        module = make_module(model_folder, **NO_TRIPLET)
+        quiet_trainer(max_steps=steps, **options).fit(module, make_data(source, model_folder))
+        return parameters(module)
+
+    one, two = trained(1), trained(2)
+    averaged = trained(2, callbacks=[EMAWeightAveraging(decay=0.5)])
+    for name, value in averaged.items():
+        torch.testing.assert_close(value, (one[name] + two[name]) / 2, msg=name)

@@ -511,3 +511,16 @@ def test_anchors_of_a_step_depend_on_its_seed_and_leave_the_global_generator_alo
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_anchors_end_where_the_data_teach_it():
+    """At a token that no setting of the policy names; the settings stay as they are."""
+    policy, batch = tiny_policy(), tiny_batch()
+    greedy = Generation(AnchorOptions(max_new_tokens=8, top_k=1))
+    free = greedy.sample(policy, batch)
+    second = int(free.input_ids[0, free.prompt_lengths[0] + 1])
+    greedy.further_ends = frozenset({second})
+    ended = greedy.sample(policy, batch)
+    assert int(ended.lengths[0] - ended.prompt_lengths[0]) <= 2
+    assert int(ended.input_ids[0, ended.lengths[0] - 1]) == second
+    assert policy.generation_config.eos_token_id == 2
