@@ -46,7 +46,7 @@ from .runs import (
 pytestmark = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:.*fitting goes without validation"),
-    pytest.mark.filterwarnings("ignore:split '(train|validation)'.*(truncated|dropped)"),
+    pytest.mark.filterwarnings("ignore:split '(train|validation)'.*(truncated|dropped|as text)"),
 ]
 
 Options = dict[str, Any]
@@ -117,6 +117,11 @@ def layer_calls(world, options):
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     model(input_ids=world.batch.input_ids).logits.sum().backward()
     return len(calls)
+
+
+def compiled_layers(world, options):
+    layers = policy(world, options).model.layers
+    return sum(layer._compiled_call_impl is not None for layer in layers)
 
 
 def remote_class(world, options):
@@ -394,6 +399,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "lora": Flip(trained_parameters, LoraOptions(r=2)),
         "adapter": Flip(logits, of_world("adapter")),
         "activation_checkpointing": Flip(layer_calls, True),
+        "compile_layers": Flip(compiled_layers, True),
         "disable_dropout": Flip(is_noisy, False),
         "trust_remote_code": Flip(remote_class, True),
     },
@@ -477,6 +483,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "max_length": Flip(train, 10),
         "max_prompt_length": Flip(train, 2, {"max_length": 8, "invalid_rows": "drop"}),
         "chat_template": Flip(train, CHAT, {"source": of_world("chat")}),
+        "special_tokens": Flip(train, "control", {"source": of_world("special")}),
         "invalid_rows": Flip(
             train, "raise", {"source": of_world("broken"), "invalid_rows": "drop"}, "identical"
         ),
@@ -506,6 +513,8 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
         for role, text in (("chosen", "yes"), ("rejected", "no"))
     }
     _write(tmp / "chat.jsonl", [turns])
+    turns = json.loads(json.dumps(turns).replace('"Q"', '"Q</s>"'))
+    _write(tmp / "special.jsonl", [turns])
     other_source = write_data(tmp / "data", train=8)
     return SimpleNamespace(
         tmp=tmp,
@@ -517,6 +526,7 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
         remote_words=_remote_words(tmp / "remote_words"),
         file=f"{other_source}/train.jsonl",
         chat=str(tmp / "chat.jsonl"),
+        special=str(tmp / "special.jsonl"),
         broken=str(tmp / "broken.jsonl"),
         cache=str(tmp / "cache"),
         batch=batch,
