@@ -105,7 +105,8 @@ def test_raise_names_each_problem_with_its_first_row(write_rows, llama_like):
     data = tokenised(write_rows, llama_like, ROWS)
     expected = (
         r"2 of 3 rows of split 'train' cannot be used: 1 empty response \(first: row 1\), "
-        r"1 identical responses \(first: row 2\), counted from 0; mend them or set invalid_rows='drop'"
+        r"1 identical responses \(first: row 2\), counted from 0; mend them or set "
+        "invalid_rows='drop'"
     )
     with pytest.raises(InputError, match=expected):
         usable_rows(data, "train", "raise", llama_like)

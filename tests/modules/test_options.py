@@ -47,6 +47,7 @@ pytestmark = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:.*fitting goes without validation"),
     pytest.mark.filterwarnings("ignore:split '(train|validation)'.*(truncated|dropped|as text)"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),  # the compiler's own
 ]
 
 Options = dict[str, Any]
