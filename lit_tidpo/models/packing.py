@@ -41,6 +41,7 @@ class PackedRows:
         states: Keys and values of these rows by layer, ``[heads, M, D]``, if they are to be kept.
 
     Attributes:
+        on_gpu: Whether there may be a kernel for rows side by side.
         positions: Position of each packed token in its row, ``[1, M]``.
     """
 
@@ -55,6 +56,7 @@ class PackedRows:
         self.batch = batch
         self.prompts = prompts
         self.states = states
+        self.on_gpu = taken.is_cuda
         self.positions = taken.nonzero()[:, 1].unsqueeze(0)
         self.lengths = taken.sum(-1)
         self.width = int(self.lengths.max())
@@ -248,7 +250,7 @@ def _packed_attention(
     if rows.states is not None:
         # Activation checkpointing comes here again: what the first pass left is in the graph.
         rows.states.setdefault(layer, (key[0], value[0]))
-    if varlen.serves(query[0], key[0], value[0], options):
+    if rows.on_gpu and varlen.serves(query[0], key[0], value[0], options):
         output = varlen.attend(
             query[0].transpose(0, 1),
             rows.keys_side_by_side(key[0], layer, 0),

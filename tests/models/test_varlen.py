@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from lit_tidpo.models import varlen
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.packing import use_packed_attention
+from lit_tidpo.models.packing import PackedRows, use_packed_attention
 from lit_tidpo.seeding import seeded
 from lit_tidpo.testing import tiny_batch
 
@@ -47,6 +47,7 @@ def kernel(monkeypatch):
 
     monkeypatch.setattr(varlen, "varlen_attn", attend)
     monkeypatch.setattr(varlen, "serves", lambda *_: True)
+    monkeypatch.setattr(PackedRows, "on_gpu", property(lambda self: True, lambda *_: None), False)
     return calls
 
 
