@@ -20,6 +20,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -69,15 +70,15 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save under the first name that is free: ``config.yaml``, ``config-1.yaml``, ..."""
-        folder = log_folder(trainer)
+        folder = self._folder = log_folder(trainer)
         names = itertools.chain(["config.yaml"], (f"config-{n}.yaml" for n in itertools.count(1)))
         free = next(name for name in names if not (folder / name).exists())
         self.config_filename = trainer.strategy.broadcast(free)
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the values of secrets out of what was saved."""
-        file = log_folder(trainer) / self.config_filename
+        """Take the values of secrets out of what was saved; rank 0 alone comes here."""
+        file = self._folder / self.config_filename
         if file.exists():
             saved = yaml.safe_load(file.read_text(encoding="utf-8"))
             clean = without_secrets(saved)
@@ -164,6 +165,11 @@ class TidpoCLI(LightningCLI):
         """Make the Trainer, which writes whole checkpoints."""
         trainer = super().instantiate_trainer(**options)
         _reserve_folders(trainer)
+        strategy: Any = trainer.strategy
+        sizes = [getattr(strategy, f"_{kind}_parallel_size", None) for kind in ("data", "tensor")]
+        if isinstance(strategy, ModelParallelStrategy) and sizes == ["auto", 1]:
+            # Lightning takes it for one a node.
+            strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
@@ -171,6 +177,14 @@ class TidpoCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find the last checkpoint, if that is asked for and there is one."""
         self._find_last(required=False)
+        path = self.config_init[self.subcommand].get("ckpt_path")
+        sharded = path is not None and Path(path).is_dir()
+        if sharded and not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise InputError(
+                f"ckpt_path={str(path)!r} is a folder, whose optimizer strategy model_parallel "
+                "alone can go on with, on any number of processes: set that strategy, or export "
+                "the checkpoint and start from it as model.policy.path"
+            )
 
     def before_validate(self) -> None:
         """Find the last checkpoint, if that is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -48,11 +49,43 @@ class WholeCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *rest: Any, **options: Any) -> dict[str, Any]:
-        """Read a file, after its checksums have been compared; see :func:`check_whole`."""
+        """Read a file, after its checksums have been compared; see :func:`check_whole`.
+
+        Of a folder that several processes wrote, one reads all but the optimizer's state.
+        """
+        if Path(path).is_dir():
+            return read_folder(Path(path))
         if Path(path).is_file():
             check_whole(Path(path))
         found: dict[str, Any] = super().load_checkpoint(path, *rest, **options)
         return found
+
+
+def read_folder(path: Path) -> dict[str, Any]:
+    """Put a checkpoint together that strategy ``model_parallel`` wrote part by part.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        What a checkpoint file would hold, without the optimizer's state, on the CPU.
+
+    Raises:
+        InputError: If it is no such folder, or incomplete.
+    """
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    if not (path / ".metadata").is_file() or not (path / "meta.pt").is_file():
+        raise InputError(
+            f"{str(path)!r} is no checkpoint: expected a file, or a folder with .metadata and "
+            "meta.pt that strategy model_parallel wrote"
+        )
+    with explained(f"checkpoint {str(path)!r} cannot be put together"):
+        rest: dict[str, Any] = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+        with tempfile.TemporaryDirectory() as folder:
+            dcp_to_torch_save(path, Path(folder) / "whole.pt")
+            found = torch.load(Path(folder) / "whole.pt", map_location="cpu", weights_only=True)
+    return {**rest, "state_dict": found["state_dict"]}
 
 
 def check_whole(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.checkpoint_io import check_whole, unreadable
+from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
@@ -20,10 +20,10 @@ _PREFIX = "policy."
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint file.
+    """Read a checkpoint.
 
     Args:
-        path: A file that a Trainer wrote.
+        path: A file that a Trainer wrote, or a folder that strategy ``model_parallel`` wrote.
 
     Returns:
         Its content, on the CPU.
@@ -31,6 +31,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing, corrupt or not a Lightning checkpoint.
     """
+    if path.is_dir():
+        return read_folder(path)
     if not path.is_file():
         raise InputError(f"no checkpoint at {str(path)!r}: check the path")
     check_whole(path)
@@ -53,7 +55,7 @@ def export_checkpoint(
     Adapters are merged into their base.
 
     Args:
-        checkpoint: A file that ``fit`` wrote.
+        checkpoint: A file or folder that ``fit`` wrote.
         folder: New or empty folder.
         dtype: Type of the stored weights; by default as they were trained.
 

@@ -62,7 +62,7 @@ def check_strategy(
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether :func:`shard` has been here, so that ranks can only run it together."""
-    return isinstance(model, FSDPModule)
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 UNSHARED_PROMPTS = "a sharded layer is gathered for its output, not for what prompts leave"
@@ -87,7 +87,10 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """
     split = mesh["tensor_parallel"].size()
     if split > 1:
-        raise InputError(f"tensor_parallel_size={split} is not supported: expected 1")
+        raise InputError(
+            f"tensor_parallel_size={split} is not supported: set 1 in the strategy's init_args, as "
+            "configs/strategies/fsdp2.yaml does"
+        )
     devices = mesh["data_parallel"]
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=devices)

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_tidpo.errors import InputError, check_choice, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.quirks import inner_model
 from lit_tidpo.models.sharding import check_strategy, shard
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.structures import ResponseBatch
@@ -112,7 +113,8 @@ class PolicyModule(LightningModule):
                 )
             for model in models:
                 if model is not None:
-                    shard(model, self.device_mesh)
+                    # peft's wrapper generates by the model inside, whose hooks must gather.
+                    shard(inner_model(model), self.device_mesh)
 
     @property
     def built_policy(self) -> nn.Module:

@@ -78,10 +78,10 @@ class Forgetful(KeptSamples):
         return super().lookup(batch, count, step)
 
 
-def anchored(model_folder, devices):
+def anchored(model_folder, devices, **options):
     """The likeliest tokens do not depend on the process that samples them."""
     anchor = AnchorOptions(max_new_tokens=4, top_k=1, reuse_steps=2)
-    module = make_module(model_folder, anchor=anchor)
+    module = make_module(model_folder, anchor=anchor, **options)
     module.kept_samples = Forgetful(anchor, rank=devices - 1)
     return module
 
@@ -113,6 +113,12 @@ RUNS = {
     "adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
     "anchors": (anchored, {}, {"lookahead": 2}, {}),
     "sharded, anchors": (anchored, {}, {"lookahead": 2}, {}),
+    "sharded, anchors, adapters": (
+        anchored,
+        {"policy": {"lora": LoraOptions(r=2, alpha=2)}},
+        {"lookahead": 2},
+        {},
+    ),
     "spoiled": (spoiled, {}, {}, {"limit_val_batches": 0}),
     "sft": (sft, {}, {"max_rows": 11}, {"accumulate_grad_batches": 2}),
     "sharded, adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
