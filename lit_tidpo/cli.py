@@ -33,6 +33,7 @@ from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.models.checkpoint_io import WholeCheckpointIO
 from lit_tidpo.models.export import export_checkpoint, read_checkpoint
 from lit_tidpo.models.needs import describe_needs
+from lit_tidpo.models.policy import LoraOptions
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.configurations import check_configurations, without_secrets
@@ -85,6 +86,16 @@ class SaveConfig(SaveConfigCallback):
             if clean != saved:
                 rank_zero_warn(f"{str(file)!r} is saved without its secrets, which stand as ***")
                 file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
+
+
+def _expand(given: Any) -> None:
+    """Let ``~`` be home in the folders of loggers and callbacks, before they are made."""
+    for part in given if isinstance(given, list) else [given]:
+        arguments = getattr(part, "init_args", None) or {}
+        for name in ("save_dir", "dirpath"):
+            folder = arguments.get(name)
+            if isinstance(folder, str):
+                arguments[name] = os.path.expanduser(folder)
 
 
 def _reserve_folders(trainer: Trainer) -> None:
@@ -145,6 +156,8 @@ class TidpoCLI(LightningCLI):
         window = self._get(self.config, "trainer.accumulate_grad_batches", default=1)
         if window < 1:
             raise InputError(f"trainer.accumulate_grad_batches={window}: expected 1 or more")
+        _expand(self._get(self.config, "trainer.logger"))
+        _expand(self._get(self.config, "trainer.callbacks"))
         path = self._get(self.config, "ckpt_path")
         if path == "best":
             raise InputError(
@@ -154,7 +167,7 @@ class TidpoCLI(LightningCLI):
             return
         path = self.config[self.subcommand]["ckpt_path"] = os.path.expanduser(path)
         if not Path(path).is_dir():
-            self._check_adapters(path, read_checkpoint(Path(path)))
+            self._check_checkpoint(path, read_checkpoint(Path(path)))
 
     def instantiate_classes(self) -> None:
         """Make Trainer, model and data; what they or a plugin raise becomes one line."""
@@ -223,17 +236,39 @@ class TidpoCLI(LightningCLI):
                 "or train with ModelCheckpoint's save_last=true"
             )
 
-    def _check_adapters(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of adapters for a policy without, and the other way round."""
-        saved = (checkpoint.get("hyper_parameters") or {}).get("policy") or {}
-        had, has = saved.get("lora"), self._get(self.config, "model.policy.lora")
-        shape = ("r", "target_modules")
-        pair = [lora and {name: lora[name] for name in shape} for lora in (had, has)]
-        if pair[0] != pair[1]:
+    def _check_checkpoint(self, path: str, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another kind of run, and tell of what makes another reference."""
+        with explained(f"checkpoint {path!r} is of another make"):
+            saved = dict(checkpoint.get("hyper_parameters") or {})
+            policy = dict(saved.get("policy") or {})
+            lora = None if policy.get("lora") is None else LoraOptions(**policy["lora"])
+            checkpoint["pytorch-lightning_version"]
+        of_sft = bool(saved) and "losses" not in saved
+        if saved and of_sft != (self.model_class is SFTModule):
             raise InputError(
-                f"checkpoint {path!r} was trained with policy.lora={had}, but this run has "
+                f"checkpoint {path!r} is of {'sft' if of_sft else 'preference'} training: export "
+                "it and start from it as model.policy.path"
+            )
+        now = self._get(self.config, "model.policy.lora")
+        has = None if now is None else LoraOptions(**now)
+        if lora != has:
+            raise InputError(
+                f"checkpoint {path!r} was trained with policy.lora={lora}, but this run has "
                 f"model.policy.lora={has}: give it the configuration that was saved beside the "
                 "checkpoint's logs"
+            )
+        names = ("path", "revision", "init", "init_seed", "adapter")
+        before = {f"policy.{name}": policy.get(name) for name in names if name in policy}
+        before |= {"reference": saved["reference"]} if "reference" in saved else {}
+        changed = [
+            f"model.{name}={value!r} (was {old!r})"
+            for name, old in before.items()
+            if (value := self._get(self.config, f"model.{name}")) != old
+        ]
+        if changed and self.subcommand == "fit" and not of_sft:
+            rank_zero_warn(
+                f"resuming with {', '.join(changed)}: the policy comes from the checkpoint, but "
+                "what it is compared with does not"
             )
 
 

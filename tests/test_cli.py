@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -295,7 +296,7 @@ def test_a_checkpoint_of_adapters_wants_adapters(command, tmp_path, capsys):
     data = "--data.validation_split=train"
     with pytest.raises(SystemExit):
         command("validate", *FAST, data, f"--ckpt_path={checkpoint}")
-    assert "was trained with policy.lora={" in capsys.readouterr().err
+    assert "was trained with policy.lora=LoraOptions(" in capsys.readouterr().err
     command("validate", *FAST, data, lora, f"--ckpt_path={checkpoint}")
 
 
@@ -315,8 +316,11 @@ def test_home_means_the_same_in_every_path(command, tmp_path, monkeypatch):
         "--data.predict_split=train",
     )
     main(["export", path, "~/exported"])
+    logger = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=~/logs"]
+    saver = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.dirpath=~/kept"]
+    command("fit", *quick[:-1], *logger, *saver)
     made = {entry.name for entry in (tmp_path / "home").iterdir()}
-    assert made >= {"cache", "reference", "runs", "t.jsonl", "exported"}
+    assert made >= {"cache", "reference", "runs", "t.jsonl", "exported", "logs", "kept"}
     assert not list(tmp_path.glob("~*"))
 
 
@@ -325,13 +329,20 @@ def test_a_secret_does_not_reach_the_saved_configuration(command, tmp_path):
     (tmp_path / "keyed.py").write_text(
         "from lightning.pytorch.loggers import CSVLogger\n\n\n"
         "class Keyed(CSVLogger):\n"
-        "    def __init__(self, save_dir: str, api_key: str, tokenizer: str) -> None:\n"
+        "    def __init__(self, save_dir: str, api_key: str, tokenizer: str, uri: str,\n"
+        "                 headers: dict[str, str]) -> None:\n"
         "        super().__init__(save_dir)\n"
         "        assert api_key == 'geheim'\n"
     )
     logger = {
         "class_path": "keyed.Keyed",
-        "init_args": {"save_dir": "runs", "api_key": "geheim", "tokenizer": "mine"},
+        "init_args": {
+            "save_dir": "runs",
+            "api_key": "geheim",
+            "tokenizer": "mine",
+            "uri": "https://bob:geheim@host/x",
+            "headers": {"Authorization": "Bearer geheim", "X-API-Key": "geheim", "accept": "all"},
+        },
     }
     sys.path.insert(0, str(tmp_path))
     try:
@@ -346,6 +357,8 @@ def test_a_secret_does_not_reach_the_saved_configuration(command, tmp_path):
     assert "geheim" not in text
     assert "api_key: '***'" in text
     assert "tokenizer: mine" in text
+    assert "https://***@host/x" in text
+    assert "accept: all" in text
 
 
 def test_known_classes_are_those_of_the_shipped_configurations(tmp_path):
@@ -412,3 +425,92 @@ def test_two_sharded_processes_and_what_one_makes_of_their_checkpoint(command, t
     with pytest.raises(SystemExit):
         main(["export", str(folder), str(tmp_path / "again")])
     assert "is no checkpoint: expected a file, or a folder with" in capsys.readouterr().err
+
+
+@pytest.fixture
+def checkpoint(command, tmp_path):
+    """Of a preference run of one step."""
+    command("fit", *FAST, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}")
+    (file,) = tmp_path.rglob("checkpoints/*.ckpt")
+    return file
+
+
+def _changed(file, change):
+    content = torch.load(file, weights_only=True)
+    change(content)
+    torch.save(content, file)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_another_reference_is_told_of_on_resume(command, checkpoint):
+    with pytest.warns(UserWarning, match=r"policy\.init='pretrained' \(was 'random'\).*compared"):
+        command(
+            "fit",
+            *FAST,
+            *NO_FILES,
+            "--model.policy.init=pretrained",
+            f"--ckpt_path={checkpoint}",
+            "--trainer.max_steps=3",
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c["hyper_parameters"].update(policy="x"), "is of another make"),
+        (lambda c: c.update(hyper_parameters=[1]), "is of another make"),
+        (lambda c: c["hyper_parameters"]["policy"].update(lora={"rank": 8}), "is of another make"),
+        (lambda c: c.pop("pytorch-lightning_version"), "is of another make"),
+        (lambda c: c["hyper_parameters"].pop("losses"), "is of sft training: export it"),
+        (lambda c: c.update(optimizer_states=[]), "no state of its optimizer"),
+        (
+            lambda c: c["hyper_parameters"]["policy"].update(lora={"r": 2, "alpha": 4}),
+            r"policy.lora=LoraOptions\(r=2, alpha=4",
+        ),
+    ],
+)
+def test_checkpoints_that_a_run_cannot_go_on_from_are_refused(
+    command, checkpoint, capsys, change, words
+):
+    _changed(checkpoint, change)
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", *FAST, *NO_FILES, f"--ckpt_path={checkpoint}", "--trainer.max_steps=3")
+    assert stopped.value.code == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["hyper_parameters"].update(policy="x"),
+        lambda c: c.update(hyper_parameters=[1]),
+        lambda c: c["hyper_parameters"]["policy"].update(newer=1),
+        lambda c: c.update(state_dict=None),
+        lambda c: c.update(datamodule_hyper_parameters=3),
+    ],
+)
+def test_checkpoints_of_another_make_are_not_exported(checkpoint, tmp_path, capsys, change):
+    _changed(checkpoint, change)
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", str(checkpoint), str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "is of another make" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_that_lacks_tensors_is_refused(command, tmp_path, capsys):
+    """New ones would take their place."""
+    import peft
+    from safetensors.torch import load_file, save_file
+
+    base = LlamaForCausalLM.from_pretrained(locate("builtin:policy"))
+    options = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    peft.get_peft_model(base, options).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file(dict(list(tensors.items())[:3]), file, {"format": "pt"})
+    with pytest.raises(SystemExit) as stopped:
+        command("fit", *FAST, *NO_FILES, f"--model.policy.adapter={tmp_path / 'adapter'}")
+    assert stopped.value.code == 2
+    assert re.search(r"policy.adapter='.*adapter' lacks tensors", capsys.readouterr().err)

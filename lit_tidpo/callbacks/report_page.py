@@ -18,6 +18,9 @@ from lit_tidpo.modules.preference import PreferenceModule
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 """Categories of Unicode of which a reader sees nothing."""
 
+_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
+"""Letters and marks that look like nothing."""
+
 _METRICS = (
     "train/loss/total",
     "train/rewards/margins",
@@ -165,7 +168,7 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
         figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
     ):
         axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
-        axes.set_title(name)
+        axes.set_title(name, parse_math=False)
         axes.set_xlabel("step")
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg")
@@ -213,7 +216,7 @@ def visible(text: str) -> str:
     return html.escape(
         "".join(
             f"\\u{ord(each):04x}"
-            if unicodedata.category(each) in _UNSEEN and each not in "\n\t"
+            if (unicodedata.category(each) in _UNSEEN or each in _BLANK) and each not in "\n\t"
             else each
             for each in text
         )

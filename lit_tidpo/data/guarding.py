@@ -51,6 +51,8 @@ class Guard:
             InputError: If one stands in a role.
         """
         if isinstance(value, str):
+            if _OPEN in value or _CLOSE in value:
+                raise InputError(f"{place} holds U+FDD0 or U+FDD1, which Unicode keeps out of text")
             marked = rf"{_OPEN}\g<0>{_CLOSE}"
             return self._special.sub(marked, value) if self._special else value
         if isinstance(value, dict):
@@ -59,12 +61,26 @@ class Guard:
                 if isinstance(word, str) and self._special and self._special.search(word):
                     raise InputError(f"{place}: the {name} {word!r} holds a special token")
             return {
-                name: each if name in _NAMES else self.mark(each, place)
+                self.mark(name, place): each if name in _NAMES else self.mark(each, place)
                 for name, each in value.items()
             }
         if isinstance(value, list):
             return [self.mark(each, place) for each in value]
         return value
+
+    def check(self, text: str, place: str) -> None:
+        """Refuse rendered text in which marks were changed, so that what they held got free.
+
+        Raises:
+            InputError: If there is a part of one.
+        """
+        left = self.unmark(text)
+        if any(each in left for each in (_OPEN, _CLOSE, r"\ufdd0", r"\ufdd1")):
+            raise InputError(
+                f"{place}: the chat template changes special tokens within the text of messages, "
+                "so that they cannot be told from control tokens: set data.special_tokens=control "
+                "if the text is to be trusted, or leave the row out"
+            )
 
     def unmark(self, text: str) -> str:
         """Rendered text as it would be without marks."""

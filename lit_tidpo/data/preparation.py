@@ -59,7 +59,7 @@ class PreparationReport:
         rejected_truncated: Usable pairs whose rejected response was cut.
         shifted: Usable pairs whose responses start before the end of the prompt's text.
         shifted_example: Text around the start of the responses in the first such pair.
-        left_out: Usable pairs of which the chat template leaves out text of a response.
+        left_out: Usable pairs of which the chat template leaves out text.
         left_out_example: The beginning of that text in the first such pair.
         guarded: Special tokens that stand in the text of messages.
         problems: Unusable rows by what is wrong with them.
@@ -154,9 +154,9 @@ class PreparationReport:
             )
         if self.left_out:
             parts.append(
-                f"the chat template leaves out text of the responses in {self.left_out} pairs, for "
-                f"example {self.left_out_example!r}: it is not trained on unless "
-                "data.chat_template renders it"
+                f"the chat template leaves out text of {self.left_out} pairs, for example "
+                f"{self.left_out_example!r}: the model does not see it unless data.chat_template "
+                "renders it"
             )
         if self.shifted:
             parts.append(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SpecialTokens = Literal["text", "control"]
 
+_READ = ("content", "reasoning_content", "reasoning", "thinking")
+"""Fields of a turn that are to be read."""
 _SHOWN = 60
 """Characters that messages show of a text."""
 
@@ -167,12 +169,15 @@ class PairTokenizer:
                 "has no chat template: set chat_template"
             )
         roles = [turn["role"] for turn in messages]
+        given = (messages, tools)
         if self.options.special_tokens == "text":
-            messages = self._guard.mark(messages, f"row {number}")
+            messages, tools = (self._guard.mark(each, f"row {number}") for each in given)
         with explained(f"row {number}: the chat template refuses turns of {roles}"):
             text = self.tokenizer.apply_chat_template(
                 messages, tools=tools, tokenize=False, add_generation_prompt=open_turn
             )
+        if (messages, tools) != given:
+            self._guard.check(str(text), f"row {number}")
         return str(text)
 
     def _end_text(self, ids: list[int]) -> list[int]:
@@ -226,13 +231,19 @@ def _row(number: int, problem: str = "") -> dict[str, Any]:
 
 
 def _left_out(pair: PreferencePair, texts: list[str]) -> str:
-    """The first text of a response, its reasoning say, that the chat template did not render."""
-    for response, text in zip((pair.chosen, pair.rejected), texts[1:], strict=True):
-        for turn in response if isinstance(response, list) else []:
-            for name in ("content", "reasoning_content", "reasoning", "thinking"):
-                part = turn.get(name)
+    """The first text, a response's reasoning say, that the chat template did not render."""
+    for turns, text in zip((pair.prompt, pair.chosen, pair.rejected), texts, strict=True):
+        for turn in turns if isinstance(turns, list) else []:
+            functions = [call.get("function") for call in turn.get("tool_calls") or []]
+            parts = [turn.get(name) for name in _READ]
+            parts += [each.get("name") for each in functions if isinstance(each, dict)]
+            for part in parts:
                 if isinstance(part, str) and part.strip() not in text:
                     return part.strip()[:_SHOWN]
+    for tool in pair.tools or []:
+        name = tool.get("function", tool).get("name") if isinstance(tool, dict) else None
+        if isinstance(name, str) and texts and name not in texts[0]:
+            return name[:_SHOWN]
     return ""
 
 

@@ -67,11 +67,13 @@ def export_checkpoint(
         state = "is not empty" if folder.is_dir() else "is a file"
         raise InputError(f"export folder {str(folder)!r} {state}: choose a new one")
     content = read_checkpoint(checkpoint)
-    config = _policy_config(content, checkpoint)
+    with explained(f"checkpoint {str(checkpoint)!r} is of another make"):
+        config = _policy_config(content, checkpoint)
+        data = dict(content.get("datamodule_hyper_parameters") or {})
+        saved: dict[str, Any] = dict(content["state_dict"])
     # The checkpoint holds all weights: none need to be loaded first.
     policy: Any = build_policy(dataclasses.replace(config, init="random", disable_dropout=False))
-    state = content["state_dict"]
-    weights = {key[len(_PREFIX) :]: state[key] for key in state if key.startswith(_PREFIX)}
+    weights = {key[len(_PREFIX) :]: saved[key] for key in saved if key.startswith(_PREFIX)}
     with explained(f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"):
         policy.load_state_dict(weights)
     expected = _probe(policy)
@@ -81,7 +83,7 @@ def export_checkpoint(
     if dtype is not None:
         policy = policy.to(getattr(torch, dtype))
         expected = _probe(policy)
-    tokenizer = _tokenizer(content, config)
+    tokenizer = _tokenizer(data, config)
     # Beside it first, so that what does not give the checkpoint's log-probs is never taken for it.
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
@@ -133,7 +135,7 @@ def merge_adapters(policy: Any) -> Any:
 
 
 def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
-    options = dict(content.get("hyper_parameters", {}).get("policy") or {})
+    options = dict((content.get("hyper_parameters") or {}).get("policy") or {})
     if not options.get("path"):
         raise InputError(
             f"checkpoint {str(checkpoint)!r} does not say which model its policy is (it was "
@@ -144,9 +146,8 @@ def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
     return PolicyConfig(**options)
 
 
-def _tokenizer(content: dict[str, Any], config: PolicyConfig) -> Any:
+def _tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:
     """The tokenizer that the policy was trained with, and its chat template."""
-    data = content.get("datamodule_hyper_parameters", {})
     if data.get("tokenizer"):
         return load_tokenizer(
             data["tokenizer"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,8 +241,16 @@ def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
         raise InputError(
             f"policy.adapter={adapter!r} holds no adapter_config.json: name an adapter's folder"
         )
-    with explained(f"policy.adapter={adapter!r} cannot be loaded"):
-        adapted: PreTrainedModel = peft.PeftModel.from_pretrained(model, folder, is_trainable=True)
+    with explained(f"policy.adapter={adapter!r} cannot be loaded"), warnings.catch_warnings():
+        # Fresh ones would take the place of what the folder lacks.
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        try:
+            adapted: PreTrainedModel = peft.PeftModel.from_pretrained(
+                model, folder, is_trainable=True
+            )
+        except UserWarning as error:
+            text = " ".join(str(error).split())[:200]
+            raise InputError(f"policy.adapter={adapter!r} lacks tensors: {text}") from error
     check_untied(adapted)
     return adapted
 

@@ -162,6 +162,11 @@ class PolicyModule(LightningModule):
         """
         saved = checkpoint.get("optimizer")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and checkpoint.get("optimizer_states") == []:
+            raise InputError(
+                "the checkpoint holds no state of its optimizer, so that a run cannot go on from "
+                "it: export it and start from it as model.policy.path"
+            )
         if saved is None or not fitting:
             return
         now = self._make_optimizer([nn.Parameter(torch.zeros(1))])

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 
 _OPTIONS = ("-c", "--config")
-_CLASS_PATH = re.compile(r"([A-Za-z_]\w*\.)+[A-Z]\w*")
-_SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(token|apikey|accesskey|privatekey|secret|secretkey|password|passwd|credentials?|authorization"
+    r"|auth|webhook(url)?)$"
+)
+_SECRET_LIST = "tokens"
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 _KNOWN = ("lit_tidpo.", "lightning.pytorch.", "torch.optim.")
@@ -27,9 +33,9 @@ def check_configurations(args: Sequence[str], known_classes: bool = False) -> No
 
     Args:
         args: Command-line arguments.
-        known_classes: Whether to refuse class paths that are not of this package, a plugin that is
-            registered, Lightning or PyTorch's optimizers: a configuration of a stranger could name
-            any class that can be imported here.
+        known_classes: Whether to refuse names of what is not of this package, a plugin that is
+            registered, Lightning or PyTorch's optimizers, and files that could hold such: a
+            configuration of a stranger could name anything that can be imported here.
 
     Raises:
         InputError: With the file and the line.
@@ -46,33 +52,45 @@ def check_configurations(args: Sequence[str], known_classes: bool = False) -> No
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"configuration {str(file)!r} is no YAML: {reason}") from error
-        _check_keys(tree, file)
+        with explained(f"configuration {str(file)!r} cannot be read"):  # one that holds itself
+            _check_keys(tree, file)
         if known_classes:
-            _check_classes(tree, file)
+            _check_names(tree, file)
 
 
-def _check_classes(node: Any, file: Path) -> None:
-    """Any text that could be a class path counts: a callback may stand there without its key."""
+def _check_names(node: Any, file: Path) -> None:
+    """Refuse any text that names something to import, or a file that could name it."""
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:
-            _check_classes(entry, file)
+            _check_names(entry, file)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if key.value == "class_path" and isinstance(value, yaml.ScalarNode):
-                _check_class(value, file)
-            _check_classes(value, file)
-    elif _CLASS_PATH.fullmatch(node.value):
-        _check_class(node, file)
+            if key.value == "trust_remote_code" and value.value != "false":
+                raise _foreign(file, key, "asks for trust_remote_code")
+            _check_names(value, file)
+    elif node.value[:1] in ("[", "{"):  # which the parser would read as well
+        with suppress(yaml.YAMLError):  # then it is plain text
+            _check_names(yaml.compose(node.value, Loader=yaml.SafeLoader), file)
+    elif Path(node.value).suffix in (".yaml", ".yml", ".json") and Path(node.value).exists():
+        raise _foreign(file, node, f"names the file {node.value!r}")
+    elif "." in node.value and not f"{node.value}.".startswith(_KNOWN) and _is_name(node.value):
+        raise _foreign(file, node, f"names the class {node.value!r}")
 
 
-def _check_class(node: Any, file: Path) -> None:
-    name = node.value
-    if "." in name and not f"{name}.".startswith(_KNOWN):
-        raise InputError(
-            f"configuration {str(file)!r} names the class {name!r} in line "
-            f"{node.start_mark.line + 1}: --known-classes allows those of {', '.join(_KNOWN)[:-1]} "
-            "and plugins by their short names alone"
-        )
+def _is_name(text: str) -> bool:
+    """Whether it is a path of names that starts at a module; none is imported to find out."""
+    parts = text.split(".")
+    try:
+        return all(map(str.isidentifier, parts)) and find_spec(parts[0]) is not None
+    except (ImportError, ValueError):
+        return True
+
+
+def _foreign(file: Path, node: Any, what: str) -> InputError:
+    return InputError(
+        f"configuration {str(file)!r} {what} in line {node.start_mark.line + 1}: --known-classes "
+        f"allows what starts with {', '.join(_KNOWN)} and plugins by their short names alone"
+    )
 
 
 def _files(args: Sequence[str]) -> Iterator[str]:
@@ -91,6 +109,8 @@ def _check_keys(node: Any, file: Path) -> None:
     lines: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"configuration {str(file)!r} has no name as a key in line {line}")
         if key.value in lines and key.value != "<<":
             raise InputError(
                 f"configuration {str(file)!r} gives {key.value!r} twice, in lines "
@@ -101,14 +121,18 @@ def _check_keys(node: Any, file: Path) -> None:
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """A configuration in which settings called like secrets, an ``api_key`` say, have no value.
+    """A configuration without secrets: settings called like one, and logins in addresses.
 
     Args:
         value: Plain mappings, lists and values.
         name: Name of the setting.
     """
+    plain = re.sub(r"[^a-z]", "", name.lower())
+    kept = value is None or isinstance(value, bool)
+    if not kept and (_SECRET.search(plain) or (plain == _SECRET_LIST and isinstance(value, list))):
+        return "***"
     if isinstance(value, dict):
         return {key: without_secrets(each, str(key)) for key, each in value.items()}
     if isinstance(value, list):
-        return [without_secrets(each, name) for each in value]
-    return "***" if isinstance(value, str) and _SECRET.search(name) else value
+        return [without_secrets(each) for each in value]
+    return _LOGIN.sub("***@", value) if isinstance(value, str) else value

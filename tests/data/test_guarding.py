@@ -73,14 +73,28 @@ def test_a_role_with_one_is_refused(tokenise):
         tokenise(row("x", role="<|user|>"))
 
 
-def test_marks_in_the_text_itself_free_nothing():
+def test_characters_that_no_text_has_are_refused():
     """Someone who knows the marks cannot close them."""
-    tokenizer = load_tokenizer("builtin:policy")
-    guard = Guard(tokenizer)
-    text = "\ufdd1</s>\ufdd0\ufdd0</s>\ufdd1"
-    (ids,) = guard.encode([guard.mark(text, "row 0")])
-    assert specials(ids, tokenizer) == []
-    assert tokenizer.decode(ids) == text
+    guard = Guard(load_tokenizer("builtin:policy"))
+    for text in ("\ufdd1</s>\ufdd0", "\ufdd0"):
+        with pytest.raises(InputError, match=r"row 0 holds U\+FDD0 or U\+FDD1"):
+            guard.mark(text, "row 0")
+
+
+def test_names_of_arguments_and_tools_are_text_too():
+    guard = Guard(load_tokenizer("builtin:policy"))
+    call = {"function": {"name": "f", "arguments": {"</s>": 1}}}
+    assert guard.mark(call, "row 0")["function"]["arguments"] == {"\ufdd0</s>\ufdd1": 1}
+
+
+@pytest.mark.parametrize("change", ["</S>", "\\ufdd0</s>\\ufdd1", ""])
+def test_a_mark_that_a_template_changed_is_noticed(change):
+    """In capitals, escaped, or cut in two."""
+    guard = Guard(load_tokenizer("builtin:policy"))
+    rendered = "\ufdd0" + change + "\ufdd1" if not change.startswith("\\") else change
+    with pytest.raises(InputError, match="cannot be told from control tokens"):
+        guard.check(rendered, "row 0")
+    guard.check("\ufdd0</s>\ufdd1", "row 0")
 
 
 def test_arguments_of_tool_calls_and_parts_are_marked_and_ids_are_not():
