@@ -12,31 +12,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import auto_cli
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_tidpo.callbacks.save_config import SaveConfig
 from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
-from lit_tidpo.callbacks.token_writer import TokenWriter, log_folder
+from lit_tidpo.callbacks.token_writer import TokenWriter
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.base import LossComponent
+from lit_tidpo.models.checkpoint_checks import check_checkpoint
 from lit_tidpo.models.checkpoint_io import WholeCheckpointIO
 from lit_tidpo.models.export import export_checkpoint, read_checkpoint
 from lit_tidpo.models.needs import describe_needs
-from lit_tidpo.models.policy import LoraOptions
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.plugins.configurations import check_configurations, without_secrets
+from lit_tidpo.plugins.configurations import check_configurations
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, distribution, inspect
 from lit_tidpo.sampling.generation import window_batches
@@ -64,28 +64,6 @@ usage: lit-tidpo COMMAND [OPTIONS]
   --known-classes                take no class from a configuration but ours, plugins, Lightning's
                                  and PyTorch's optimizers
 """
-
-
-class SaveConfig(SaveConfigCallback):
-    """Saves the configuration of each run, beside those of earlier runs in the same folder."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save under the first name that is free: ``config.yaml``, ``config-1.yaml``, ..."""
-        folder = self._folder = log_folder(trainer)
-        names = itertools.chain(["config.yaml"], (f"config-{n}.yaml" for n in itertools.count(1)))
-        free = next(name for name in names if not (folder / name).exists())
-        self.config_filename = trainer.strategy.broadcast(free)
-        super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the values of secrets out of what was saved; rank 0 alone comes here."""
-        file = self._folder / self.config_filename
-        if file.exists():
-            saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-            clean = without_secrets(saved)
-            if clean != saved:
-                rank_zero_warn(f"{str(file)!r} is saved without its secrets, which stand as ***")
-                file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
 
 
 def _expand(given: Any) -> None:
@@ -167,7 +145,13 @@ class TidpoCLI(LightningCLI):
             return
         path = self.config[self.subcommand]["ckpt_path"] = os.path.expanduser(path)
         if not Path(path).is_dir():
-            self._check_checkpoint(path, read_checkpoint(Path(path)))
+            check_checkpoint(
+                path,
+                read_checkpoint(Path(path)),
+                lambda name: self._get(self.config, f"model.{name}"),
+                self.model_class is SFTModule,
+                self.subcommand == "fit",
+            )
 
     def instantiate_classes(self) -> None:
         """Make Trainer, model and data; what they or a plugin raise becomes one line."""
@@ -234,41 +218,6 @@ class TidpoCLI(LightningCLI):
             raise InputError(
                 f"ckpt_path='last': there is no last*.ckpt in {sorted(folders)}: give the file, "
                 "or train with ModelCheckpoint's save_last=true"
-            )
-
-    def _check_checkpoint(self, path: str, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another kind of run, and tell of what makes another reference."""
-        with explained(f"checkpoint {path!r} is of another make"):
-            saved = dict(checkpoint.get("hyper_parameters") or {})
-            policy = dict(saved.get("policy") or {})
-            lora = None if policy.get("lora") is None else LoraOptions(**policy["lora"])
-            checkpoint["pytorch-lightning_version"]
-        of_sft = bool(saved) and "losses" not in saved
-        if saved and of_sft != (self.model_class is SFTModule):
-            raise InputError(
-                f"checkpoint {path!r} is of {'sft' if of_sft else 'preference'} training: export "
-                "it and start from it as model.policy.path"
-            )
-        now = self._get(self.config, "model.policy.lora")
-        has = None if now is None else LoraOptions(**now)
-        if lora != has:
-            raise InputError(
-                f"checkpoint {path!r} was trained with policy.lora={lora}, but this run has "
-                f"model.policy.lora={has}: give it the configuration that was saved beside the "
-                "checkpoint's logs"
-            )
-        names = ("path", "revision", "init", "init_seed", "adapter")
-        before = {f"policy.{name}": policy.get(name) for name in names if name in policy}
-        before |= {"reference": saved["reference"]} if "reference" in saved else {}
-        changed = [
-            f"model.{name}={value!r} (was {old!r})"
-            for name, old in before.items()
-            if (value := self._get(self.config, f"model.{name}")) != old
-        ]
-        if changed and self.subcommand == "fit" and not of_sft:
-            rank_zero_warn(
-                f"resuming with {', '.join(changed)}: the policy comes from the checkpoint, but "
-                "what it is compared with does not"
             )
 
 

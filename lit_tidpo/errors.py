@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -76,3 +77,20 @@ def check_positive(name: str, value: float) -> None:
     """
     if not 0 < value < float("inf"):
         raise InputError(f"{name}={value}: expected a finite number above 0")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuse numbers that are infinite or NaN, at any depth.
+
+    Args:
+        name: Name of the setting.
+        value: A number, or mappings and lists of them and other plain values.
+
+    Raises:
+        InputError: With the path of the first one.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name}={value}: expected a finite number")
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            check_finite(f"{name}.{key}" if key != "init_args" else name, part)

@@ -479,6 +479,22 @@ def test_checkpoints_that_a_run_cannot_go_on_from_are_refused(
     assert re.search(words, capsys.readouterr().err)
 
 
+def _spoil(content):
+    next(iter(content["state_dict"].values()))[0, 0] = torch.nan
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_weights_that_are_not_finite_are_named(command, checkpoint, tmp_path, capsys):
+    """Not by advice on the learning rate."""
+    _changed(checkpoint, _spoil)
+    with pytest.raises(SystemExit):
+        command("fit", *FAST, *NO_FILES, f"--ckpt_path={checkpoint}", "--trainer.max_steps=3")
+    assert "embed_tokens.weight holds weights that are NaN" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", str(checkpoint), str(tmp_path / "out")])
+    assert "give log-probs that are NaN or infinite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change",
     [

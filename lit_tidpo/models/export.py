@@ -77,6 +77,11 @@ def export_checkpoint(
     with explained(f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"):
         policy.load_state_dict(weights)
     expected = _probe(policy)
+    if not bool(expected.isfinite().all()):
+        raise InputError(
+            f"the weights in checkpoint {str(checkpoint)!r} give log-probs that are NaN or "
+            "infinite: nothing was exported; take an earlier checkpoint"
+        )
     if config.lora is not None or config.adapter is not None:
         policy = merge_adapters(policy)
         _check_same(expected, _probe(policy), policy.dtype, "merging its adapters")

@@ -14,16 +14,17 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_tidpo.errors import InputError, check_choice, explained
+from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.models.quirks import inner_model
 from lit_tidpo.models.sharding import check_strategy, shard
+from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.structures import ResponseBatch
 
@@ -78,7 +79,7 @@ class PolicyModule(LightningModule):
         values = {
             name: as_plain_data(value) for name, value in arguments.items() if name not in implied
         }
-        _check_finite("model", values)
+        check_finite("model", values)
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(values)
 
@@ -133,7 +134,7 @@ class PolicyModule(LightningModule):
         """Make the optimizer over the trainable parameters and the schedule of its rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = self._make_optimizer(parameters)
-        _tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
+        tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
         scheduler = LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {
             "optimizer": optimizer,
@@ -149,10 +150,7 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which optimizer it is, and its settings."""
         for optimizer in self.trainer.optimizers[:1]:
-            checkpoint["optimizer"] = {
-                "name": type(optimizer).__name__,
-                "settings": _plain(optimizer.defaults),
-            }
+            checkpoint["optimizer"] = kept_settings(optimizer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the checkpoint's optimizer the settings of this run, where they are others.
@@ -160,43 +158,9 @@ class PolicyModule(LightningModule):
         Raises:
             InputError: If it is another optimizer, or its settings cannot be reached.
         """
-        saved = checkpoint.get("optimizer")
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and checkpoint.get("optimizer_states") == []:
-            raise InputError(
-                "the checkpoint holds no state of its optimizer, so that a run cannot go on from "
-                "it: export it and start from it as model.policy.path"
-            )
-        if saved is None or not fitting:
-            return
-        now = self._make_optimizer([nn.Parameter(torch.zeros(1))])
-        if type(now).__name__ != saved["name"]:
-            raise InputError(
-                f"the checkpoint's optimizer is {saved['name']}, but model.optimizer is "
-                f"{type(now).__name__}, which its state does not fit: take {saved['name']}, or "
-                "export the checkpoint and start from it as model.policy.path"
-            )
-        settings = _plain(now.defaults)
-        changed = {k: v for k, v in settings.items() if saved["settings"].get(k) != v}
-        if not changed:
-            return
-        words = ", ".join(f"{k}={v} (was {saved['settings'].get(k)})" for k, v in changed.items())
-        states = checkpoint.get("optimizer_states")
-        if not states:
-            raise InputError(
-                f"model.optimizer has {words}, which a sharded checkpoint cannot be resumed with: "
-                "take the checkpoint's settings"
-            )
-        rank_zero_warn(f"resuming with other settings of the optimizer: {words}")
-        for group in (group for state in states for group in state["param_groups"]):
-            if "lr" in changed:
-                before = group.get("initial_lr") or group["lr"]
-                group["lr"] *= changed["lr"] / before if before else 1.0
-                group["initial_lr"] = changed["lr"]
-            group.update({k: v for k, v in changed.items() if k != "lr"})
-        if "lr" in changed:
-            for schedule in checkpoint.get("lr_schedulers", []):
-                schedule["base_lrs"] = [changed["lr"]] * len(schedule["base_lrs"])
+        if fitting:
+            apply_settings(checkpoint, lambda: self._make_optimizer([nn.Parameter(torch.zeros(1))]))
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -235,6 +199,12 @@ class PolicyModule(LightningModule):
         Not earlier: asking the Trainer makes it start on the data, which has to wait until a
         checkpoint is restored.
         """
+        for name, parameter in self.named_parameters():
+            if self.device_mesh is None and not bool(parameter.detach().isfinite().all()):
+                raise InputError(
+                    f"{name} holds weights that are NaN or infinite before the first step: load "
+                    "other weights, or an earlier checkpoint"
+                )
         # A fit that was stopped may have left half a window.
         self._window_amounts.clear()
         self.train_means.reset()
@@ -348,45 +318,3 @@ class PolicyModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the means over all examples of all ranks."""
         self._log_means("test", self.means)
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that a checkpoint can hold."""
-    plain = (bool, int, float, str, type(None))
-    return {
-        name: value
-        for name, value in settings.items()
-        if isinstance(value, plain)
-        or (isinstance(value, tuple) and all(isinstance(each, plain) for each in value))
-    }
-
-
-def _tell_of_lost_steps(parameters: list[nn.Parameter], rate: Any) -> None:
-    """Warn if most steps of a learning rate are smaller than what the parameters can hold."""
-    coarse = [p for p in parameters if p.dtype in (torch.bfloat16, torch.float16)]
-    if not coarse or not isinstance(rate, float):
-        return
-    # A step of Adam is about the rate; one below half the distance of two numbers is lost.
-    lost = sum(
-        int((p.detach().abs().float() * torch.finfo(p.dtype).eps / 4 > rate).sum()) for p in coarse
-    )
-    share = lost / sum(p.numel() for p in coarse)
-    if share > 0.5:
-        rank_zero_warn(
-            f"steps of lr={rate:g} are lost in {share:.0%} of the weights, because "
-            f"{coarse[0].dtype} cannot hold them: set model.policy.dtype=float32 (with "
-            "trainer.precision=bf16-mixed), or raise the learning rate"
-        )
-
-
-def _check_finite(name: str, value: Any) -> None:
-    """Refuse numbers that are infinite or NaN, at any depth.
-
-    Raises:
-        InputError: With the path of the first one.
-    """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name}={value}: expected a finite number")
-    if isinstance(value, (dict, list)):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_finite(f"{name}.{key}" if key != "init_args" else name, part)

@@ -52,6 +52,9 @@ def check_configurations(args: Sequence[str], known_classes: bool = False) -> No
         except yaml.YAMLError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"configuration {str(file)!r} is no YAML: {reason}") from error
+        if not isinstance(tree, yaml.MappingNode):
+            what = "is empty" if tree is None else "holds no options"
+            raise InputError(f"configuration {str(file)!r} {what}: expected model, data, trainer")
         with explained(f"configuration {str(file)!r} cannot be read"):  # one that holds itself
             _check_keys(tree, file)
         if known_classes:
