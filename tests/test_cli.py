@@ -399,7 +399,7 @@ def test_two_sharded_processes_and_what_one_makes_of_their_checkpoint(command, t
     words += ["--trainer.limit_val_batches=0", "--model.policy.path=builtin:policy"]
     words += ["--data.source=data.jsonl", "--data.batch_size=2"]
     threads = {"OMP_NUM_THREADS": "1"}
-    subprocess.run(words, cwd=tmp_path, check=True, env={**os.environ, **threads}, timeout=300)
+    subprocess.run(words, cwd=tmp_path, check=True, env={**os.environ, **threads}, timeout=850)
     (folder,) = (tmp_path / "runs").rglob("*.ckpt")
     assert folder.is_dir()
     command(

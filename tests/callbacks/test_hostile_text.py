@@ -44,7 +44,7 @@ def browse(tmp_path):
         command = [browser, "--headless", "--no-sandbox", "--no-first-run", *quiet]
         command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
         command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=600)
         return done.stdout.decode()
 
     return run

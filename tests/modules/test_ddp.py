@@ -22,7 +22,7 @@ def two_processes(model_folder, source, tmp_path_factory):
     """All runs on two processes: results of both."""
     results = tmp_path_factory.mktemp("ddp") / "results"
     command = [sys.executable, "-m", "modules.ddp_runs", model_folder, source, str(results)]
-    done = subprocess.run(command, cwd=TESTS, timeout=200, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=TESTS, timeout=850, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(f"{results}.{rank}") for rank in (0, 1)]
 
