@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -18,8 +19,10 @@ class SigtermCheckpoint(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Save, if the exception stands for SIGTERM and there is anything to save."""
-        saves = trainer.checkpoint_callback is not None and trainer.training
+        """Save, if the exception stands for SIGTERM in ``fit`` and there is anything to save."""
+        # Not trainer.training: the signal may come while a validation within fit runs.
+        fits = trainer.state.fn == TrainerFn.FITTING
+        saves = trainer.checkpoint_callback is not None and fits
         if isinstance(exception, SIGTERMException) and saves and trainer.global_step:
             file = log_folder(trainer) / "checkpoints" / "last-sigterm.ckpt"
             trainer.save_checkpoint(file)

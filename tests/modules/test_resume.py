@@ -7,18 +7,23 @@ import functools
 
 import pytest
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
 from lit_tidpo.models.policy import build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.sampling.generation import AnchorOptions
 
 from .runs import (
+    NO_TRIPLET,
     QUIET,
     Recorder,
     assert_same,
     every_step,
     make_data,
     make_module,
+    parameters,
     quiet_trainer,
     reference_of,
 )
@@ -138,3 +143,36 @@ def test_a_run_goes_on_with_the_count_of_skipped_steps(fit, tmp_path):
     other = make_module(module.policy_config.path)
     other.on_load_checkpoint(content)
     assert other.skipped_steps == 3
+
+
+class SigtermInValidation(Callback):
+    """Lets the second validation find the signal between its batches."""
+
+    def on_validation_batch_start(self, trainer, *rest):
+        if trainer.global_step == 2:
+            trainer._signal_connector.received_sigterm = True
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_signal_during_validation_saves_too(model_folder, source, tmp_path):
+    """And the run goes on to the weights of one that nothing stopped."""
+
+    def fit(folder, callbacks=(), path=None):
+        module = make_module(model_folder, **NO_TRIPLET)
+        trainer = quiet_trainer(
+            default_root_dir=folder,
+            enable_checkpointing=True,
+            max_steps=4,
+            val_check_interval=1,
+            limit_val_batches=1.0,
+            callbacks=list(callbacks),
+        )
+        trainer.fit(module, make_data(source, model_folder, batch_size=3), ckpt_path=path)
+        return parameters(module)
+
+    expected = fit(tmp_path / "whole")
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path / "cut", [SigtermInValidation(), SigtermCheckpoint()])
+    (saved,) = (tmp_path / "cut").rglob("last-sigterm.ckpt")
+    assert_same(fit(tmp_path / "on", path=saved), expected)
