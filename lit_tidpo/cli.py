@@ -163,10 +163,10 @@ class TidpoCLI(LightningCLI):
         trainer = super().instantiate_trainer(**options)
         _reserve_folders(trainer)
         strategy: Any = trainer.strategy
-        sizes = [getattr(strategy, f"_{kind}_parallel_size", None) for kind in ("data", "tensor")]
-        if isinstance(strategy, ModelParallelStrategy) and sizes == ["auto", 1]:
-            # Lightning takes it for one a node.
-            strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
+        if isinstance(strategy, ModelParallelStrategy):
+            sizes = (strategy._data_parallel_size, strategy._tensor_parallel_size)
+            if sizes == ("auto", 1):  # which Lightning takes for one a node
+                strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.policy import LoraOptions
+from lit_tidpo.models.policy import lora_options
 
 
 def check_checkpoint(
@@ -33,7 +33,7 @@ def check_checkpoint(
     with explained(f"checkpoint {path!r} is of another make"):
         saved = dict(checkpoint.get("hyper_parameters") or {})
         policy = dict(saved.get("policy") or {})
-        lora = None if policy.get("lora") is None else LoraOptions(**policy["lora"])
+        lora = lora_options(policy.get("lora"))
         checkpoint["pytorch-lightning_version"]
     was_sft = bool(saved) and "losses" not in saved
     if saved and was_sft != is_sft:
@@ -41,8 +41,7 @@ def check_checkpoint(
             f"checkpoint {path!r} is of {'sft' if was_sft else 'preference'} training: export it "
             "and start from it as model.policy.path"
         )
-    now = option("policy.lora")
-    has = None if now is None else LoraOptions(**now)
+    has = lora_options(option("policy.lora"))
     if lora != has:
         raise InputError(
             f"checkpoint {path!r} was trained with policy.lora={lora}, but this run has "

@@ -12,7 +12,7 @@ import torch
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.policy import PolicyConfig, build_policy, lora_options
 from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
 
@@ -146,9 +146,7 @@ def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
             f"checkpoint {str(checkpoint)!r} does not say which model its policy is (it was "
             "attached in Python): load it there and call policy.save_pretrained(folder)"
         )
-    if options.get("lora") is not None:
-        options["lora"] = LoraOptions(**options["lora"])
-    return PolicyConfig(**options)
+    return PolicyConfig(**{**options, "lora": lora_options(options.get("lora"))})
 
 
 def _tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:

@@ -41,7 +41,6 @@ class PackedRows:
         states: Keys and values of these rows by layer, ``[heads, M, D]``, if they are to be kept.
 
     Attributes:
-        on_gpu: Whether there may be a kernel for rows side by side.
         positions: Position of each packed token in its row, ``[1, M]``.
     """
 
@@ -56,7 +55,6 @@ class PackedRows:
         self.batch = batch
         self.prompts = prompts
         self.states = states
-        self.on_gpu = taken.is_cuda
         self.positions = taken.nonzero()[:, 1].unsqueeze(0)
         self.lengths = taken.sum(-1)
         self.width = int(self.lengths.max())
@@ -66,6 +64,11 @@ class PackedRows:
             self.before = batch.of_rows(prompts.lengths)
         self.span = int((self.before + self.lengths).max())
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there may be a kernel for rows side by side."""
+        return self.taken.is_cuda
 
     @cached_property
     def slots(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ class LoraOptions:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] | None = None
+
+
+def lora_options(given: Mapping[str, Any] | None) -> LoraOptions | None:
+    """Options of adapters from the plain values that a checkpoint or a parser has."""
+    return None if given is None else LoraOptions(**given)
 
 
 Init = Literal["pretrained", "random"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -75,8 +76,7 @@ def attend(
         ``[M, heads, D]``.
     """
     grouped: dict[str, Any] = {}
-    # Before 2.12 it takes groups of heads as they come.
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+    if _asks_for_groups(varlen_attn):
         grouped = {"enable_gqa": query.shape[1] != key.shape[1]}
     dtype = computing_dtype(query)
     output = varlen_attn(
@@ -92,6 +92,12 @@ def attend(
     )
     assert isinstance(output, Tensor)  # the log-sum-exp comes on demand alone
     return output
+
+
+@cache
+def _asks_for_groups(kernel: Callable[..., Any]) -> bool:
+    """Whether groups of heads have to be named; before PyTorch 2.12 they are taken as they come."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 @cache

@@ -87,16 +87,14 @@ class PolicyModule(LightningModule):
         """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
         trainer = self.trainer
         check_strategy(trainer.strategy, trainer.precision_plugin, self.device_mesh, self.policy)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            # Another one of Lightning's, WeightAveraging, has the policy built by itself.
-            if stage == "fit" and isinstance(callback, StochasticWeightAveraging):
-                copy = callback._average_model
-                if copy is None or not any(True for _ in copy.parameters()):
-                    raise InputError(
-                        "StochasticWeightAveraging copies the module before the Trainer has built "
-                        "the policy, and would average nothing: take WeightAveraging, or call "
-                        "module.configure_model() before fit"
-                    )
+        averages = any(isinstance(each, StochasticWeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        # Another one of Lightning's, WeightAveraging, has the policy built by itself.
+        if stage == "fit" and self.policy is None and averages:
+            raise InputError(
+                "StochasticWeightAveraging copies the module before the Trainer has built the "
+                "policy, and would average nothing: take WeightAveraging, or call "
+                "module.configure_model() before fit"
+            )
 
     def configure_model(self) -> None:
         """Build the policy, once."""

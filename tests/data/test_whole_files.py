@@ -7,21 +7,11 @@ import json
 import pytest
 import torch
 
+from benchmarks.faults import DAMAGES
 from lit_tidpo import PreferenceDataModule
 from lit_tidpo.data.whole_files import drop_damaged, remember
 
 ROWS = [{"prompt": f"f{i}(", "chosen": f"{i})", "rejected": f"{i + 1})"} for i in range(8)]
-
-
-def damages():
-    def flip(file):
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-
-    yield "flipped", flip
-    yield "cut", lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    yield "empty", lambda file: file.write_bytes(b"")
 
 
 @pytest.fixture
@@ -38,9 +28,9 @@ def tokens(source, cache):
     return batch.input_ids[batch.index.repeat(2).sort(stable=True).indices]
 
 
-@pytest.mark.parametrize(("_kind", "damage"), list(damages()))
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("which", ["json/**/*.arrow", "tokenised-*.arrow"])
-def test_a_damaged_file_is_made_again_with_a_word(source, tmp_path, _kind, damage, which):
+def test_a_damaged_file_is_made_again_with_a_word(source, tmp_path, damage, which):
     expected = tokens(source, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob(which)
     damage(file)

@@ -17,6 +17,7 @@ from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.seeding import seeded
 from lit_tidpo.testing import tiny_batch, tiny_policy
+from lit_tidpo.testing.conformance import _alone
 
 from .runs import (
     NO_TRIPLET,
@@ -163,22 +164,9 @@ def test_rows_that_would_change_the_positions_of_others_are_refused(kind):
         module(batch)
     short = dataclasses.replace(batch, lengths=batch.lengths.clamp(max=longest - 1))
     losses = module(short).loss
-    alone = module(pair(short, 0)).loss
+    rows = [0, short.size]
+    alone = module(_alone(short, 0, rows, int(short.lengths[rows].max()))).loss
     torch.testing.assert_close(losses[:1], alone)
-
-
-def pair(batch, place):
-    """One pair of a batch, cut to its own width."""
-    rows = [place, place + batch.size]
-    width = int(batch.lengths[rows].max())
-    return dataclasses.replace(
-        batch,
-        input_ids=batch.input_ids[rows, :width],
-        prompt_lengths=batch.prompt_lengths[rows],
-        lengths=batch.lengths[rows],
-        index=batch.index[place : place + 1],
-        counted=batch.counted[place : place + 1],
-    )
 
 
 def test_ids_without_an_embedding_are_refused():
