@@ -36,6 +36,7 @@ LAYERS = {
     "callbacks": 3,
     "": 3,
     "plugins.parser": 4,
+    "commands": 4,
     "cli": 4,
     "__main__": 4,
 }
