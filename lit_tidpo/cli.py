@@ -7,8 +7,9 @@ import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
+from lit_tidpo.commands.help_page import page as help_page
+from lit_tidpo.commands.options import check_names
 from lit_tidpo.errors import InputError
 from lit_tidpo.plugins.configurations import check_configurations
 
@@ -59,8 +60,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.stdout.write(_USAGE)
         return
     try:
+        module = _module_of(words[0])
+        if {"-h", "--help"} & {*words}:
+            sys.stdout.write(help_page(words) or _USAGE)
+            return
         check_configurations(words, known_classes)
-        _find(words[0]).run(words)
+        check_names(words)
+        import_module(f"lit_tidpo.commands.{module}").run(words)
     except (InputError, OSError) as error:
         if debug:
             raise
@@ -71,12 +77,12 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def _find(command: str) -> Any:
-    """Import the module of a command."""
+def _module_of(command: str) -> str:
+    """Name of the module of a command."""
     if command.startswith("-"):  # options may stand before the command: --config FILE fit
         command = "fit"
     if command not in _MODULES:
         near = difflib.get_close_matches(command, _MODULES, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise InputError(f"no command {command!r}{hint}; expected one of {', '.join(_MODULES)}")
-    return import_module(f"lit_tidpo.commands.{_MODULES[command]}")
+    return _MODULES[command]

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_tidpo.callbacks.save_config import SaveConfig
 from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
 from lit_tidpo.callbacks.token_writer import TokenWriter
+from lit_tidpo.commands.options import LINKED, LOOKAHEAD
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.checkpoint_checks import check_checkpoint
@@ -59,16 +60,40 @@ def _reserve_folders(trainer: Trainer) -> None:
 
 
 class TidpoCLI(LightningCLI):
-    """LightningCLI whose model and data share a tokenizer, and that keeps what the user typed."""
+    """LightningCLI whose model and data share a tokenizer, and that keeps what the user typed.
+
+    Args:
+        module: Class of the module to run.
+        prog: What the command is called.
+        words: The words behind that.
+    """
+
+    def __init__(self, module: type[LightningModule], prog: str, words: list[str]) -> None:
+        self.words = words
+        super().__init__(
+            module,
+            PreferenceDataModule,
+            parser_class=PluginArgumentParser,
+            parser_kwargs={"prog": prog, "allow_abbrev": False},
+            trainer_defaults={"callbacks": SigtermCheckpoint()},
+            save_config_callback=SaveConfig,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=words,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of the class there
+        """The one that was typed first, as each takes long to make; all where options were."""
+        every = super().subcommands()
+        return {name: every[name] for name in every if name in self.words[:1]} or every
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Link the data to the model; add the writer of predictions."""
-        parser.link_arguments("model.policy.path", "data.tokenizer")
-        parser.link_arguments("model.policy.revision", "data.tokenizer_revision")
-        parser.link_arguments("model.policy.trust_remote_code", "data.trust_remote_code")
+        for target, source in LINKED.items():
+            parser.link_arguments(source, target)
         if self.model_class is PreferenceModule:
             steps = ("model.anchor.reuse_steps", "trainer.accumulate_grad_batches")
-            parser.link_arguments(steps, "data.lookahead", compute_fn=window_batches)
+            parser.link_arguments(steps, LOOKAHEAD, compute_fn=window_batches)
             parser.add_lightning_class_args(TokenWriter, "tokens")
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -210,17 +235,7 @@ def run(args: list[str]) -> None:
             )
     PluginArgumentParser.problems = load_named_plugins(args)
     try:
-        TidpoCLI(
-            module,
-            PreferenceDataModule,
-            parser_class=PluginArgumentParser,
-            parser_kwargs={"prog": prog, "allow_abbrev": False},
-            trainer_defaults={"callbacks": SigtermCheckpoint()},
-            save_config_callback=SaveConfig,
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            args=args,
-        )
+        TidpoCLI(module, prog, args)
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error
     except MisconfigurationException as error:

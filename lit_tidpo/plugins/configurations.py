@@ -103,6 +103,30 @@ def _files(args: Sequence[str]) -> Iterator[str]:
             yield value if equals else next(iter(args[place + 1 : place + 2]), "")
 
 
+def named_keys(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Full names of all keys of the configurations that are named, and where each stands.
+
+    Args:
+        args: Command-line arguments whose configurations :func:`check_configurations` has checked.
+
+    Yields:
+        Names with dots, and words for an error: file and line.
+    """
+    for file in map(Path, _files(args)):
+        if file.is_file():
+            tree = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            for name, line in _names(tree, ""):
+                yield name, f"configuration {str(file)!r}, line {line}: no"
+
+
+def _names(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if key.value != "<<":  # what it merges stands where it was defined
+            name = f"{prefix}{key.value}"
+            yield name, key.start_mark.line + 1
+            yield from _names(value, f"{name}.")
+
+
 def _check_keys(node: Any, file: Path) -> None:
     if isinstance(node, yaml.SequenceNode):
         for entry in node.value:

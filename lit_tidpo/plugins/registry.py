@@ -134,7 +134,7 @@ def short_name_class(group: str, name: str, base: type[ComponentT]) -> type[Comp
         AttributeError: If there is no such plugin, as for any missing attribute of a module.
         PluginError: If the plugin cannot be used.
     """
-    if name not in {entry.name for entry in registered(group)}:
+    if name not in entry_points(group=group).names:
         raise AttributeError(f"module {group!r} has no plugin {name!r}")
     alias = component = load(group, name, base)
     if component.__name__ != name:

@@ -1,0 +1,115 @@
+"""Help of a command: our own options first, the Trainer's behind, within a moment."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from lit_tidpo.commands.options import TRAINING, Option, command_options, function_options
+
+_ABOUT = {
+    "fit": "Train on preference pairs.",
+    "validate": "Measure on the validation split.",
+    "test": "Measure on the test split.",
+    "predict": "Write log-probs and importance weights of every response token.",
+}
+_EXAMPLES = {
+    "fit": "--model.importance gradient --trainer.max_steps 100",
+    "validate": "--ckpt_path runs/.../last.ckpt",
+    "test": "--data.test_split validation --ckpt_path runs/.../last.ckpt",
+    "predict": "--ckpt_path runs/.../last.ckpt --tokens.path tokens.jsonl",
+}
+_TITLES = {
+    "": "The run",
+    "model": "The model, its losses and its optimizer",
+    "data": "The data",
+    "tokens": "What predict writes",
+    "trainer": "Lightning's Trainer",
+}
+_COMPONENTS = """\
+An option that holds a class takes its name and, below it, its arguments: --model.importance
+gradient --model.importance.norm l1. `lit-tidpo plugins` lists the names, and
+--model.importance.help=gradient the arguments of one. In a YAML, names are nested at their dots."""
+
+
+def training_page(command: str, sft: bool) -> str:
+    """Help of a command that runs a Trainer.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        sft: Whether it stands behind ``sft``.
+    """
+    name = f"lit-tidpo {'sft ' * sft}{command}"
+    example = "" if sft and command == "fit" else f" {_EXAMPLES[command]}"
+    config = "configs/sft_stdlib.yaml" if sft else "configs/quickstart.yaml"
+    groups = command_options(command, sft)
+    if command != "predict":
+        groups.pop("tokens", None)
+    lines = [
+        f"usage: {name} [--config FILE ...] [OPTIONS]",
+        "",
+        _ABOUT[command],
+        "",
+        f"  {name} --config {config}{example}",
+        "",
+        _COMPONENTS,
+    ]
+    for prefix, options in groups.items():
+        lines += ["", f"{_TITLES[prefix]}:", *_lines(options, whole=prefix != "trainer")]
+    return "\n".join([*lines, ""])
+
+
+def export_page() -> str:
+    """Help of ``export``."""
+    options = function_options("lit_tidpo.models.export.export_checkpoint")
+    places = [option for option in options if option.default is None]
+    others = [option for option in options if option.default is not None]
+    lines = [
+        f"usage: lit-tidpo export {' '.join(each.name.upper() for each in places)} [OPTIONS]",
+        "",
+        "Write a checkpoint's policy for AutoModelForCausalLM; adapters are merged.",
+        "",
+        "  lit-tidpo export runs/.../last.ckpt exported --dtype bfloat16",
+        "",
+        *(f"  {each.name.upper()}\n{_wrapped(_plain(each.text))}" for each in places),
+        *_lines(others, whole=True),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def page(words: list[str]) -> str | None:
+    """The page that these words ask for; None where it is the one of all commands.
+
+    Args:
+        words: All words of a command, ``--help`` among them.
+    """
+    sft = words[0] == "sft"
+    command = next((word for word in words[sft:] if not word.startswith("-")), "")
+    if command in TRAINING[: 3 if sft else 4]:
+        return training_page(command, sft)
+    return export_page() if command == "export" else None
+
+
+def _lines(options: Iterable[Option], whole: bool) -> Iterator[str]:
+    """Name, kind and default of each option, and below them what it is."""
+    for option in options:
+        if option.linked:
+            continue
+        default = {None: "  (required)", "": "", "None": ""}.get(
+            option.default, f"  (default: {option.default})"
+        )
+        yield f"  --{option.name} {option.kind}".rstrip() + default
+        text = _plain(option.text)
+        yield _wrapped(text if whole else re.split(r"(?<=\.)\s+(?=[A-Z])", text)[0])
+
+
+def _plain(text: str) -> str:
+    """A docstring's text without its markup."""
+    return re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", text).replace("``", "")
+
+
+def _wrapped(text: str) -> str:
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    return textwrap.fill(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
