@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import html
 import io
 import unicodedata
@@ -9,9 +10,10 @@ from collections import defaultdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_tidpo.callbacks.token_writer import log_folder, prediction_rows, tokenizer_of
+from lit_tidpo.callbacks.places import free_file, log_folder
+from lit_tidpo.callbacks.token_writer import prediction_rows, tokenizer_of
 from lit_tidpo.errors import InputError
 from lit_tidpo.modules.preference import PreferenceModule
 
@@ -47,12 +49,15 @@ log-ratio of policy to reference in nats.</p>
 
 
 class ReportPage(Callback):
-    """Writes ``report.html`` into the log folder when ``fit`` ends.
+    """Writes ``report.html`` into the log folder when ``fit`` ends, or ``report-1.html``, ...
+
+    A run that goes on from a checkpoint draws its curves from the start.
 
     Args:
         pairs: Pairs of the first validation batch to show.
         metrics: Logged metrics to draw against the step. Those of the validation are also told in
-            numbers, before and after: the first is measured by ``num_sanity_val_steps: -1``.
+            numbers, before and after: the first is measured by ``num_sanity_val_steps: -1``. What
+            the run logs no value of is left out.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class ReportPage(Callback):
             raise InputError(f"report pairs={pairs}: expected 1 or more")
         self.pairs = pairs
         self.metrics = metrics or list(_METRICS)
+        self._named = metrics is not None
         self._curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,6 +79,13 @@ class ReportPage(Callback):
                 f"the report page shows token weights, which {type(pl_module).__name__} has none "
                 "of: expected a PreferenceModule"
             )
+        known = [f"{stage}/{name}" for stage in ("train", "val") for name in pl_module.means.names]
+        for metric in self.metrics:
+            if metric not in (*known, "train/skipped_steps"):
+                near = difflib.get_close_matches(metric, known, n=3)
+                raise InputError(
+                    f"report metric {metric!r} is none that is logged; the nearest are {near}"
+                )
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
@@ -109,6 +122,10 @@ class ReportPage(Callback):
         rows = self._rows(trainer, pl_module)
         if not trainer.is_global_zero:
             return
+        drawn = {name: points for name in self.metrics if (points := self._curves[name])}
+        lacking = sorted({*self.metrics} - drawn.keys())
+        if lacking and self._named:
+            rank_zero_warn(f"the report leaves out {lacking}: the run logged no value of them")
         spans = self._before_and_after()
         page = _PAGE.format(
             title=html.escape(f"{type(pl_module).__name__}, {trainer.global_step} steps"),
@@ -116,16 +133,24 @@ class ReportPage(Callback):
                 f"<tr><td>{html.escape(name)}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
                 for name, (before, after) in spans.items()
             ),
-            curves=draw_curves({name: self._curves[name] for name in self.metrics}),
+            curves=draw_curves(drawn) if drawn else "",
             pairs="\n".join(_pair(group) for group in rows),
         )
         folder = log_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / "report.html"
+        target = free_file(folder / "report.html")
         target.write_text(page, encoding="utf-8")
         for name, (before, after) in spans.items():
             rank_zero_info(f"{name}: {before:.3f} before, {after:.3f} after")
         rank_zero_info(f"report: {target}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The curves so far."""
+        return {"curves": dict(self._curves)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the curves."""
+        self._curves.update(state_dict["curves"])
 
     def _before_and_after(self) -> dict[str, tuple[float, float]]:
         """First and last value of each validation metric."""

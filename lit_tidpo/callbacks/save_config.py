@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_tidpo.callbacks.token_writer import log_folder
+from lit_tidpo.callbacks.places import free_file, log_folder
 from lit_tidpo.plugins.configurations import without_secrets
 
 
@@ -19,8 +17,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save under the first name that is free: ``config.yaml``, ``config-1.yaml``, ..."""
         folder = self._folder = log_folder(trainer)
-        names = itertools.chain(["config.yaml"], (f"config-{n}.yaml" for n in itertools.count(1)))
-        free = next(name for name in names if not (folder / name).exists())
+        free = free_file(folder / "config.yaml").name
         self.config_filename = trainer.strategy.broadcast(free)
         super().setup(trainer, pl_module, stage)
 

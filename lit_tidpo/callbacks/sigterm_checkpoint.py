@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_tidpo.callbacks.token_writer import log_folder
+from lit_tidpo.callbacks.places import log_folder
 
 
 class SigtermCheckpoint(Callback):
-    """Writes ``checkpoints/last-sigterm.ckpt`` into the run's folder at SIGTERM, after the step.
+    """Writes ``last-sigterm.ckpt`` among the run's checkpoints at SIGTERM, after the step.
 
     Only where the Trainer saves checkpoints at all. ``fit --ckpt_path last`` goes on from there.
     """
@@ -24,6 +26,8 @@ class SigtermCheckpoint(Callback):
         fits = trainer.state.fn == TrainerFn.FITTING
         saves = trainer.checkpoint_callback is not None and fits
         if isinstance(exception, SIGTERMException) and saves and trainer.global_step:
-            file = log_folder(trainer) / "checkpoints" / "last-sigterm.ckpt"
+            beside = getattr(trainer.checkpoint_callback, "dirpath", None)
+            folder = Path(beside) if beside else log_folder(trainer) / "checkpoints"
+            file = folder / "last-sigterm.ckpt"
             trainer.save_checkpoint(file)
             rank_zero_info(f"SIGTERM: saved {file}; go on with --ckpt_path {file}")

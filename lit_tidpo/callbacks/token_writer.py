@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.errors import InputError
 from lit_tidpo.modules.runtime import from_all_ranks
 from lit_tidpo.structures import Prediction
@@ -44,11 +45,6 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
                 "tokens": [tokenizer.decode([token]) for token in token_ids] if tokenizer else [],
                 **{name: values[place][mask].tolist() for name, values in columns.items()},
             }
-
-
-def log_folder(trainer: Trainer) -> Path:
-    """Folder of the run's logs."""
-    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def tokenizer_of(trainer: Trainer) -> Any:

@@ -59,6 +59,20 @@ COMMON = (
     Option("print_config", "", "", "Print what would run, and end."),
     Option("help", "", "", "This page, and end."),
 )
+RUN = Option(
+    "run",
+    "NAME",
+    "",
+    "Name of the run: its files are in trainer.default_root_dir/NAME, by default runs/NAME, and "
+    "validate, test and predict take its last checkpoint.",
+)
+RESUME = Option(
+    "resume",
+    "",
+    "",
+    "Go on from the newest complete checkpoint of the run, or start where there is none: the same "
+    "line starts a run and goes on with it. Typed, not in a configuration.",
+)
 SEED = Option("seed_everything", "int | bool", "0", "Seed of what components of your own draw.")
 _OURS = {
     "ckpt_path": "File or folder of a checkpoint; 'last' or 'best' of this run's (--run).",
@@ -83,7 +97,7 @@ def command_options(command: str, sft: bool = False) -> dict[str, list[Option]]:
         if option.name not in _NO_OPTIONS and not option.name.startswith("_")
     ]
     groups = {
-        "": [*COMMON, SEED, *method],
+        "": [*COMMON, RUN, *([RESUME] if command == "fit" else []), SEED, *method],
         "model": list(_read(_MODULES[sft], "model")),
         "data": list(_read("lit_tidpo.data.datamodule.PreferenceDataModule", "data")),
     }

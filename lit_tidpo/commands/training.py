@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -22,7 +19,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_tidpo.callbacks.save_config import SaveConfig
 from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
 from lit_tidpo.callbacks.token_writer import TokenWriter
-from lit_tidpo.commands.options import LINKED, LOOKAHEAD
+from lit_tidpo.commands.checkpoints import best, folders_of, newest, steps_of
+from lit_tidpo.commands.options import LINKED, LOOKAHEAD, RUN
+from lit_tidpo.commands.run_folders import enter, named_folder, reserve, settle
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.checkpoint_checks import check_checkpoint
@@ -33,7 +32,8 @@ from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.sampling.generation import window_batches
 
-_CHECKPOINT_KEYWORDS = {"best", "last", "hpc", "registry"}
+_SOUGHT = ("last", "best")
+_CHECKPOINT_KEYWORDS = {*_SOUGHT, "hpc", "registry"}
 
 
 def _expand(given: Any) -> None:
@@ -46,19 +46,6 @@ def _expand(given: Any) -> None:
                 arguments[name] = os.path.expanduser(folder)
 
 
-def _reserve_folders(trainer: Trainer) -> None:
-    """Make the loggers' folders now, so that two runs that start together do not share one."""
-    for logger in trainer.loggers if trainer.is_global_zero else []:
-        if not isinstance(logger, (CSVLogger, TensorBoardLogger)) or logger._version is not None:
-            continue
-        with explained(f"the log folder {logger.root_dir!r} cannot be made"):
-            for version in itertools.count(logger._get_next_version()):
-                logger._version = version
-                with suppress(FileExistsError):
-                    os.makedirs(logger.log_dir)
-                    break
-
-
 class TidpoCLI(LightningCLI):
     """LightningCLI whose model and data share a tokenizer, and that keeps what the user typed.
 
@@ -66,10 +53,23 @@ class TidpoCLI(LightningCLI):
         module: Class of the module to run.
         prog: What the command is called.
         words: The words behind that.
+        resume: Whether the run goes on from its newest checkpoint.
+        stack: What is closed when the command ends.
     """
 
-    def __init__(self, module: type[LightningModule], prog: str, words: list[str]) -> None:
+    def __init__(
+        self,
+        module: type[LightningModule],
+        prog: str,
+        words: list[str],
+        resume: bool,
+        stack: ExitStack,
+    ) -> None:
         self.words = words
+        self.resume = resume
+        self.stack = stack
+        self.folder: Path | None = None
+        self.steps = 0  # that the checkpoint to go on from has seen
         super().__init__(
             module,
             PreferenceDataModule,
@@ -89,6 +89,7 @@ class TidpoCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Link the data to the model; add the writer of predictions."""
+        parser.add_argument(f"--{RUN.name}", type=str | None, default=None, help=RUN.text)
         for target, source in LINKED.items():
             parser.link_arguments(source, target)
         if self.model_class is PreferenceModule:
@@ -130,11 +131,8 @@ class TidpoCLI(LightningCLI):
             raise InputError(f"trainer.accumulate_grad_batches={window}: expected 1 or more")
         _expand(self._get(self.config, "trainer.logger"))
         _expand(self._get(self.config, "trainer.callbacks"))
+        self._enter_run()
         path = self._get(self.config, "ckpt_path")
-        if path == "best":
-            raise InputError(
-                "ckpt_path='best' is known to the process that trained alone: give the file"
-            )
         if path is None or path in _CHECKPOINT_KEYWORDS:
             return
         path = self.config[self.subcommand]["ckpt_path"] = os.path.expanduser(path)
@@ -147,6 +145,25 @@ class TidpoCLI(LightningCLI):
                 self.subcommand == "fit",
             )
 
+    def _enter_run(self) -> None:
+        """Find the folder of a named run, and the checkpoint in it to go on from."""
+        options = self.config[self.subcommand]
+        root = self._get(self.config, "trainer.default_root_dir")
+        self.folder = named_folder(options.get("run"), self.resume, root)
+        fits, asked = self.subcommand == "fit", options.get("ckpt_path")
+        if self.folder is None or (not self.resume if fits else asked not in (None, *_SOUGHT)):
+            return
+        found = newest([*self.folder.glob("checkpoints*"), self.folder])
+        if found is None and not fits:
+            raise InputError(f"run={options.run!r}: there is no checkpoint in {str(self.folder)!r}")
+        if found is not None:
+            found = best(found) if asked == "best" and not fits else found
+            self.steps = steps_of(found)
+            rank_zero_info(f"{'Goes on from' if fits else 'Takes'} {found} (step {self.steps})")
+        elif asked not in _SOUGHT:
+            return
+        options["ckpt_path"] = None if found is None else str(found)
+
     def instantiate_classes(self) -> None:
         """Make Trainer, model and data; what they or a plugin raise becomes one line."""
         with explained("the run cannot be set up"):
@@ -154,8 +171,15 @@ class TidpoCLI(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Make the Trainer, which writes whole checkpoints."""
+        if self.folder is not None:
+            options["default_root_dir"] = str(self.folder)
         trainer = super().instantiate_trainer(**options)
-        _reserve_folders(trainer)
+        fits = self.subcommand == "fit"
+        if self.folder is not None:
+            if fits and trainer.is_global_zero:
+                enter(self.folder, self.resume, self.stack)
+            settle(trainer, self.folder, str(self.subcommand), self.steps)
+        reserve(trainer, fits)
         strategy: Any = trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):
             sizes = (strategy._data_parallel_size, strategy._tensor_parallel_size)
@@ -166,8 +190,8 @@ class TidpoCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Find the last checkpoint, if that is asked for and there is one."""
-        self._find_last(required=False)
+        """Find the checkpoint, if one is asked for by a word and there is one."""
+        self._find_checkpoint()
         path = self.config_init[self.subcommand].get("ckpt_path")
         sharded = path is not None and Path(path).is_dir()
         if sharded and not isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -178,41 +202,32 @@ class TidpoCLI(LightningCLI):
             )
 
     def before_validate(self) -> None:
-        """Find the last checkpoint, if that is asked for."""
-        self._find_last(required=True)
+        """Find the checkpoint, if one is asked for by a word."""
+        self._find_checkpoint()
 
     before_test = before_predict = before_validate
 
-    def _find_last(self, required: bool) -> None:
-        """Put the newest ``last*.ckpt`` of all runs in this place in the place of ``last``.
+    def _find_checkpoint(self) -> None:
+        """Put the file in the place of ``last`` and ``best``.
 
-        Lightning would look into the folder of this run, which is new.
+        Lightning would look into the folder of this run, which is new, and knows no best one.
         """
         options = self.config_init[self.subcommand]
-        if options.get("ckpt_path") != "last":
+        asked = options.get("ckpt_path")
+        if asked not in _SOUGHT:
             return
-        folders = {self.trainer.default_root_dir}
-        folders |= {
-            str(Path(logger.save_dir) / str(logger.name or ""))
-            for logger in self.trainer.loggers
-            if logger.save_dir is not None
-        }
-        folders |= {
-            str(callback.dirpath)
-            for callback in self.trainer.checkpoint_callbacks
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath
-        }
-        files = {file for folder in folders for file in Path(folder).rglob("last*.ckpt")}
-        newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
-        newest = self.trainer.strategy.broadcast(newest)
-        if newest is not None:
-            rank_zero_info(f"ckpt_path=last: {newest}")
-            options["ckpt_path"] = str(newest)
-        elif required:
+        folders = folders_of(self.trainer)
+        found = newest(folders, "last*.ckpt" if asked == "last" else "*.ckpt")
+        if found is None and (asked, self.subcommand) != ("last", "fit"):
+            names = "last*.ckpt" if asked == "last" else "checkpoint"
             raise InputError(
-                f"ckpt_path='last': there is no last*.ckpt in {sorted(folders)}: give the file, "
-                "or train with ModelCheckpoint's save_last=true"
+                f"ckpt_path={asked!r}: there is no {names} in {list(map(str, folders))}: give the "
+                "file or the --run, or train with ModelCheckpoint's save_last=true"
             )
+        if found is not None:
+            found = best(found) if asked == "best" else found
+            rank_zero_info(f"ckpt_path={asked}: {found}")
+            options["ckpt_path"] = str(found)
 
 
 def run(args: list[str]) -> None:
@@ -235,7 +250,9 @@ def run(args: list[str]) -> None:
             )
     PluginArgumentParser.problems = load_named_plugins(args)
     try:
-        TidpoCLI(module, prog, args)
+        with ExitStack() as stack:
+            resume = "--resume" in args
+            TidpoCLI(module, prog, [w for w in args if w != "--resume"], resume, stack)
     except SIGTERMException as error:
         raise SystemExit(128 + signal.SIGTERM) from error
     except MisconfigurationException as error:

@@ -61,7 +61,7 @@ def test_the_names_are_those_that_the_parser_knows(parsers, sft):
         }
         names = {each.name for each in options}
         holders = {name for name in known if any(n.startswith(f"{name}.") for n in names)}
-        assert known - holders == names, command
+        assert known - holders == names - {"resume"}, command  # which is taken out before
 
 
 def test_the_page_has_our_options_first_with_defaults_and_a_command(capsys):
