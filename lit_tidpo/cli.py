@@ -6,10 +6,12 @@ import difflib
 import errno
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 
 from lit_tidpo.commands.help_page import page as help_page
 from lit_tidpo.commands.options import check_names
+from lit_tidpo.commands.quiet import quiet
 from lit_tidpo.errors import InputError
 from lit_tidpo.plugins.configurations import check_configurations
 
@@ -30,7 +32,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   plugins --needs                what estimators and losses can ask for
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
 
-  --debug                        show where an error came from
+  --debug                        show where an error came from, and what other libraries say
   --known-classes                take no class from a configuration but ours, plugins, Lightning's
                                  and PyTorch's optimizers
 """
@@ -66,7 +68,9 @@ def main(args: Sequence[str] | None = None) -> None:
             return
         check_configurations(words, known_classes)
         check_names(words)
-        import_module(f"lit_tidpo.commands.{module}").run(words)
+        command = import_module(f"lit_tidpo.commands.{module}")
+        with nullcontext() if debug else quiet():
+            command.run(words)
     except (InputError, OSError) as error:
         if debug:
             raise

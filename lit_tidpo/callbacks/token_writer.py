@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.errors import InputError
@@ -103,6 +104,7 @@ class TokenWriter(Callback):
             table.to_parquet(target)
         else:
             table.to_json(target)
+        rank_zero_info(f"tokens: {target} ({len(rows):,} rows)")
 
     def _target(self, trainer: Trainer) -> Path:
         if self.path is None:

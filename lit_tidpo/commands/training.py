@@ -10,14 +10,18 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_tidpo.callbacks.progress import steps_bar
+from lit_tidpo.callbacks.run_summary import RunSummary
 from lit_tidpo.callbacks.save_config import SaveConfig
 from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
+from lit_tidpo.callbacks.starting_values import StartingValues
 from lit_tidpo.callbacks.token_writer import TokenWriter
 from lit_tidpo.commands.checkpoints import best, folders_of, newest, steps_of
 from lit_tidpo.commands.options import LINKED, LOOKAHEAD, RUN
@@ -75,7 +79,7 @@ class TidpoCLI(LightningCLI):
             PreferenceDataModule,
             parser_class=PluginArgumentParser,
             parser_kwargs={"prog": prog, "allow_abbrev": False},
-            trainer_defaults={"callbacks": SigtermCheckpoint()},
+            trainer_defaults={"callbacks": [SigtermCheckpoint(), StartingValues(), RunSummary()]},
             save_config_callback=SaveConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -173,6 +177,7 @@ class TidpoCLI(LightningCLI):
         """Make the Trainer, which writes whole checkpoints."""
         if self.folder is not None:
             options["default_root_dir"] = str(self.folder)
+        options["callbacks"] = self._callbacks()
         trainer = super().instantiate_trainer(**options)
         fits = self.subcommand == "fit"
         if self.folder is not None:
@@ -188,6 +193,16 @@ class TidpoCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
+
+    def _callbacks(self) -> list[Callback]:
+        """What was configured, and a progress bar if that has none and wants one."""
+        given = self._get(self.config_init, "trainer.callbacks") or []
+        callbacks = [*given] if isinstance(given, list) else [given]
+        wants = self._get(self.config_init, "trainer.enable_progress_bar") is not False
+        barebones = self._get(self.config_init, "trainer.barebones")
+        if wants and not barebones and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(steps_bar())
+        return callbacks
 
     def before_fit(self) -> None:
         """Find the checkpoint, if one is asked for by a word and there is one."""

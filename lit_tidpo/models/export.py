@@ -49,7 +49,7 @@ def export_checkpoint(
     checkpoint: Path,
     folder: Path,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-) -> None:
+) -> Path:
     """Write the policy of a checkpoint, with its tokenizer, for ``AutoModelForCausalLM``.
 
     Adapters are merged into their base.
@@ -58,6 +58,9 @@ def export_checkpoint(
         checkpoint: A file or folder that ``fit`` wrote.
         folder: New or empty folder.
         dtype: Type of the stored weights; by default as they were trained.
+
+    Returns:
+        The folder.
 
     Raises:
         InputError: If the checkpoint cannot be used, or the folder holds something.
@@ -100,6 +103,7 @@ def export_checkpoint(
         if folder.exists():
             folder.rmdir()
         written.rename(folder)
+    return folder
 
 
 def _probe(policy: Any) -> torch.Tensor:

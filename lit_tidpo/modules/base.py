@@ -47,6 +47,8 @@ class PolicyModule(LightningModule):
     """
 
     policy: nn.Module | None
+    _in_bar: tuple[str, ...] = ("loss",)
+    """What the progress bar shows of what is logged."""
 
     def __init__(
         self,
@@ -295,11 +297,13 @@ class PolicyModule(LightningModule):
         """Log the means over all examples of all ranks, and start over."""
         values = self._reported(means.compute())
         means.reset()
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in values.items()},
-            prog_bar="loss" in values,
-            sync_dist=stage != "train",  # they are the same everywhere; this says so to Lightning
-        )
+        for name, value in values.items():
+            self.log(
+                f"{stage}/{name}",
+                value,
+                prog_bar=name in self._in_bar,
+                sync_dist=stage != "train",  # the same everywhere; this says so to Lightning
+            )
 
     def validation_step(self, batch: ResponseBatch, batch_idx: int) -> None:
         """Add the batch to the means."""

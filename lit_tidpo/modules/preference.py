@@ -92,6 +92,8 @@ class PreferenceModule(ReferencedModule):
             them.
     """
 
+    _in_bar = ("loss/total", "rewards/accuracies", "rewards/margins")
+
     def __init__(
         self,
         policy: PolicyConfig,
