@@ -31,6 +31,8 @@ usage: lit-tidpo COMMAND [OPTIONS]
   plugins                        importance estimators and losses that can be chosen
   plugins --needs                what estimators and losses can ask for
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
+  completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"
+  schema [COMMAND]               JSON schema of configurations, for editors
 
   --debug                        show where an error came from, and what other libraries say
   --known-classes                take no class from a configuration but ours, plugins, Lightning's
@@ -42,6 +44,8 @@ _MODULES = {
     "sft": "training",
     "plugins": "plugins",
     "export": "export",
+    "completion": "completion",
+    "schema": "schema",
 }
 """The module in :mod:`lit_tidpo.commands` that runs a command: its ``run`` gets all words."""
 

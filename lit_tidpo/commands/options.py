@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.plugins.configurations import named_keys
+from lit_tidpo.plugins.registry import IMPORTANCE
 
 TRAINING = ("fit", "validate", "test", "predict")
 
@@ -114,6 +116,17 @@ def command_options(command: str, sft: bool = False) -> dict[str, list[Option]]:
         ]
         for prefix, options in groups.items()
     }
+
+
+def choices(option: Option) -> list[str] | None:
+    """What can be typed for an option, where that is a list of names; plugins by theirs."""
+    if option.kind.startswith("{"):
+        return option.kind[1:-1].split(",")
+    if option.kind == "bool":
+        return ["true", "false"]
+    if option.kind == "ImportanceEstimator":
+        return sorted(entry_points(group=IMPORTANCE).names)
+    return None
 
 
 def check_names(words: Sequence[str]) -> None:

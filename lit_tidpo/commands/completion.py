@@ -1,0 +1,64 @@
+"""``lit-tidpo completion``: a script that lets a shell complete commands, options and choices."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from lit_tidpo.commands.options import (
+    TRAINING,
+    Option,
+    choices,
+    command_options,
+    function_options,
+)
+from lit_tidpo.errors import InputError
+
+_FILES = ("config", "ckpt_path", "data.source", "model.policy.path", "tokens.path")
+_OTHERS = ("plugins", "completion", "schema")
+
+
+def run(args: list[str]) -> None:
+    """Print the script for a shell."""
+    if find_spec("shtab") is None:
+        raise InputError("completion needs shtab: pip install 'lit-tidpo[completion]'")
+    shtab: Any = import_module("shtab")
+    if len(args) != 2 or args[1] not in shtab.SUPPORTED_SHELLS:
+        raise InputError(f"completion takes one of {shtab.SUPPORTED_SHELLS}, got {args[1:]}")
+    sys.stdout.write(shtab.complete(_parser(shtab.FILE), args[1]))
+
+
+def _parser(files: Any) -> argparse.ArgumentParser:
+    """The commands with their options, to be completed alone."""
+    parser = argparse.ArgumentParser("lit-tidpo", add_help=False)
+    commands = parser.add_subparsers()
+    for name in TRAINING:
+        _add_options(commands.add_parser(name, help=name, add_help=False), name, False, files)
+    sft = commands.add_parser("sft", help="sft", add_help=False).add_subparsers()
+    for name in TRAINING[:3]:
+        _add_options(sft.add_parser(name, help=name, add_help=False), name, True, files)
+    export = commands.add_parser("export", help="export", add_help=False)
+    for option in function_options("lit_tidpo.models.export.export_checkpoint"):
+        _add(export, option, files, "--" if option.default is not None else "")
+    for name in _OTHERS:
+        commands.add_parser(name, help=name, add_help=False)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, command: str, sft: bool, files: Any) -> None:
+    for options in command_options(command, sft).values():
+        for option in options:
+            if not option.linked:
+                _add(parser, option, files, "--")
+
+
+def _add(parser: argparse.ArgumentParser, option: Option, files: Any, dashes: str) -> None:
+    flag = {"action": "store_true"} if dashes and not option.kind else {"choices": choices(option)}
+    # Without the percent signs that argparse would fill in.
+    text = option.text.replace("``", "").replace("%", "%%")
+    action: Any = parser.add_argument(f"{dashes}{option.name}", help=text, **flag)
+    if option.name in _FILES or not dashes:
+        action.complete = files
