@@ -65,8 +65,13 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         raise InputError(f"{name}={value!r}: expected one of {get_args(choices)}")
 
 
+def numbers_of(value: Any) -> tuple[float, ...]:
+    """A number, or those that a schedule of numbers runs between."""
+    return getattr(value, "numbers", (value,))
+
+
 def check_positive(name: str, value: float) -> None:
-    """Refuse a number that is not finite and above 0.
+    """Refuse a number, or a schedule of numbers, that is not finite and above 0.
 
     Args:
         name: Name of the setting.
@@ -75,8 +80,41 @@ def check_positive(name: str, value: float) -> None:
     Raises:
         InputError: If it is not.
     """
-    if not 0 < value < float("inf"):
-        raise InputError(f"{name}={value}: expected a finite number above 0")
+    for number in numbers_of(value):
+        if not 0 < number < float("inf"):
+            raise InputError(f"{name}={number}: expected a finite number above 0")
+
+
+def check_not_negative(name: str, value: float) -> None:
+    """Refuse a number, or a schedule of numbers, that is not finite and 0 or more.
+
+    Args:
+        name: Name of the setting.
+        value: What was given.
+
+    Raises:
+        InputError: If it is not.
+    """
+    for number in numbers_of(value):
+        if not 0 <= number < float("inf"):
+            raise InputError(f"{name}={number}: expected a finite number of 0 or more")
+
+
+def check_share(name: str, value: float, below: float = 1.0) -> None:
+    """Refuse a number, or a schedule of numbers, outside the range from 0 to ``below``.
+
+    Args:
+        name: Name of the setting.
+        value: What was given.
+        below: What it may be at most; below 1 it must be less.
+
+    Raises:
+        InputError: If it is outside.
+    """
+    for number in numbers_of(value):
+        if not 0 <= number <= below or number == below < 1:
+            what = "to 1" if below == 1 else f"to less than {below}"
+            raise InputError(f"{name}={number}: expected a number from 0 {what}")
 
 
 def check_finite(name: str, value: Any) -> None:

@@ -10,12 +10,13 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from lit_tidpo.errors import InputError, NonFiniteError, check_choice
+from lit_tidpo.errors import InputError, NonFiniteError, check_choice, numbers_of
 from lit_tidpo.functional.importance import Scale, scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores
 from lit_tidpo.losses.base import LossComponent, LossContext, check_loss, checked_loss
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, find, models_of
+from lit_tidpo.schedules import Scalar, Schedule, at, is_scheduled, value_at
 from lit_tidpo.structures import Prediction, ResponseBatch, Results
 
 _LOG_RATIOS = frozenset({"reference.logps"})
@@ -26,7 +27,8 @@ class ObjectiveValues:
     """What the objective makes of a batch.
 
     Attributes:
-        loss: Weighted sum of the losses, ``[B]``, inside the graph.
+        loss: Weighted sum of the losses, times the pair's own weight if the data have one, ``[B]``,
+            inside the graph.
         losses: Each loss by name, unweighted, ``[B]`` each.
         quantities: What losses log of their own, as ``NAME/QUANTITY``, ``[B]`` each.
         context: What the losses saw: results by role.
@@ -63,13 +65,17 @@ class Objective:
         importance: ImportanceEstimator,
         scale: Scale,
         losses: Mapping[str, LossComponent],
-        loss_weights: Mapping[str, float],
+        loss_weights: Mapping[str, Scalar],
         models: tuple[str, ...] = (),
     ) -> None:
         unknown = sorted(loss_weights.keys() - losses.keys())
         if unknown:
             raise InputError(f"loss_weights names {unknown}; the losses are {sorted(losses)}")
-        bad = {k: v for k, v in loss_weights.items() if not (isfinite(v) and v >= 0)}
+        bad = {
+            name: weight
+            for name, weight in loss_weights.items()
+            if not all(isfinite(number) and number >= 0 for number in numbers_of(weight))
+        }
         if bad:
             raise InputError(f"loss_weights={bad}: expected finite numbers, 0 or more")
         check_choice("weight_scale", scale, Scale)
@@ -101,10 +107,20 @@ class Objective:
         return models_of(self.needs | self.importance.needs)
 
     @cached_property
-    def beta(self) -> float:
-        """Inverse temperature that rewards are reported in: that of the first loss with one."""
+    def is_scheduled(self) -> bool:
+        """Whether a number of a component, or the weight of a loss, changes along the run."""
+        parts = (self.importance, *self.losses.values())
+        weights = self.factors.values()
+        return any(map(is_scheduled, parts)) or any(isinstance(w, Schedule) for w in weights)
+
+    def beta(self, share: float | None) -> float:
+        """Inverse temperature that rewards are reported in: that of the first loss with one.
+
+        Args:
+            share: Share of the run that is done; None, where no run is going on, is its end.
+        """
         betas = (getattr(loss, "beta", None) for loss in self.losses.values())
-        return float(next((beta for beta in betas if beta is not None), 1.0))
+        return value_at(next((beta for beta in betas if beta is not None), 1.0), share)
 
     def evaluate(
         self,
@@ -139,18 +155,25 @@ class Objective:
         if weights is not None:
             responses["weights"] = weights
         elif "weights" in self.needs:
-            self.weigh(responses)
-        context = LossContext(responses, rest[0] if rest else None, step, share)
+            self.weigh(responses, share)
+        others = self._mismatched(models, batch) if "mismatched" in self.needs else None
+        context = LossContext(responses, rest[0] if rest else None, step, share, others)
         losses, quantities = {}, {}
         for name, part in self.losses.items():
-            found = checked_loss(name, part, context)
+            found = checked_loss(name, at(part, share), context)
             losses[name] = found.values.expand(batch.size)
             for key, value in found.quantities.items():
                 quantities[f"{name}/{key}"] = value.detach().expand(batch.size)
         _check_finite(losses, batch)
-        total = sum(self.factors[name] * loss for name, loss in losses.items())
+        total = sum(value_at(self.factors[name], share) * loss for name, loss in losses.items())
         assert isinstance(total, Tensor)
+        if batch.pair_weights is not None:
+            total = batch.pair_weights.to(total) * total
         return ObjectiveValues(total, losses, quantities, context)
+
+    def _mismatched(self, models: Models, batch: ResponseBatch) -> Results:
+        with torch.no_grad():
+            return self.ask(models, (batch.mismatched(), _log_ratios(models)))[0]
 
     def log_ratios(self, models: Models, batch: ResponseBatch) -> LossContext:
         """Log-probs of policy and reference alone, by role; see :meth:`evaluate`."""
@@ -198,12 +221,16 @@ class Objective:
                 results[need] = value
         return found
 
-    def weigh(self, results: Results) -> None:
+    def weigh(self, results: Results, share: float | None = 0.0) -> None:
         """Add the ``weights`` that the estimator's scores become, ``[N, T]``, and the ``scores``.
 
         Of an estimator that is made of others, ``scores`` are those of the first one inside.
+
+        Args:
+            results: What the estimator needs.
+            share: Share of the run that is done, which its schedules go by.
         """
-        scores = checked_scores(self.importance, results)
+        scores = checked_scores(at(self.importance, share), results)
         results.setdefault("scores", scores.detach())
         results["weights"] = scale_weights(scores, results.mask, self.scale)
 

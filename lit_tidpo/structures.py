@@ -49,6 +49,8 @@ class ResponseBatch:
             has the first role. None where every prompt has every role, as pairs do.
         rewards: A number for each response that came with the data, ``[N]``, or None.
         behaviour_logps: Log-probs under the model that wrote the responses, ``[N, T]``, or None.
+        desirable: Whether each response is desirable, from the data, ``[N]`` bool, or None.
+        pair_weights: How much each group counts, from the data, ``[B]``, or None.
         sampled: Whether the policy wrote the responses during this run.
     """
 
@@ -63,6 +65,8 @@ class ResponseBatch:
     holders: Holders | None = None
     rewards: Tensor | None = None
     behaviour_logps: Tensor | None = None
+    desirable: Tensor | None = None
+    pair_weights: Tensor | None = None
     sampled: bool = False
 
     def __post_init__(self) -> None:
@@ -147,6 +151,33 @@ class ResponseBatch:
             present[held, place] = True
         return table, present
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Whether each response is desirable, ``[N]`` bool; of pairs the chosen ones are."""
+        if self.desirable is None and self.roles == ("chosen", "rejected"):
+            chosen = torch.ones_like(self.counted)
+            return torch.cat([chosen, ~chosen])
+        return self.desirable
+
+    def mismatched(self) -> ResponseBatch:
+        """Each prompt with the next prompt's response of the same role, cut to the same width."""
+        rows = torch.arange(len(self.input_ids), device=self.input_ids.device)
+        other = torch.cat([rows[self.rows(role)].roll(-1) for role in self.roles])
+        starts, own = self.prompt_lengths[other], self.prompt_lengths
+        source = self.positions - own[:, None] + starts[:, None]
+        source = source.clamp(0, self.input_ids.shape[1] - 1)
+        response = self.input_ids[other].gather(1, source)
+        lengths = own + self.lengths[other] - starts
+        return dataclasses.replace(
+            self,
+            input_ids=torch.where(self.positions < own[:, None], self.input_ids, response),
+            lengths=lengths.clamp(max=self.input_ids.shape[1]),
+            supplied_weights=None,
+            rewards=None,
+            behaviour_logps=None,
+            upcoming=(),
+        )
+
     def role(self, role: str) -> ResponseBatch:
         """The rows of one role as a batch of their own, cut to their longest row."""
         rows = self.rows(role)
@@ -168,7 +199,7 @@ class ResponseBatch:
         if self.holders is not None:
             held = list(self.holders[self.roles.index(role)])
         by_row = ("input_ids", "prompt_lengths", "lengths")
-        optional = ("supplied_weights", "rewards", "behaviour_logps")
+        optional = ("supplied_weights", "rewards", "behaviour_logps", "desirable")
         present = [name for name in optional if getattr(self, name) is not None]
         return dataclasses.replace(
             self,
@@ -177,6 +208,7 @@ class ResponseBatch:
             holders=None,
             index=self.index if held is None else self.index[held],
             counted=self.counted if held is None else self.counted[held],
+            pair_weights=None,
             upcoming=(),
         )
 

@@ -31,6 +31,35 @@ def sequence_sum(values: Tensor, mask: Tensor, weights: Tensor | None = None) ->
     return values.sum(-1)
 
 
+def sequence_mean(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Average per-token values over the response: their (weighted) sum by its number of tokens.
+
+    Args:
+        values: Per-token values, ``[B, T]``.
+        mask: Response tokens, ``[B, T]`` bool.
+        weights: Token weights, ``[B, T]``.
+
+    Returns:
+        Means, ``[B]``.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> sequence_mean(torch.tensor([[1.0, 2.0, 7.0]]), mask)
+        tensor([1.5000])
+    """
+    return sequence_sum(values, mask, weights) / mask.sum(-1).clamp(min=1)
+
+
+def response_positions(mask: Tensor) -> Tensor:
+    """Position of each token in its response, from 0; meaningless off the response, ``[B, T]``.
+
+    Example:
+        >>> response_positions(torch.tensor([[False, True, True]]))
+        tensor([[-1,  0,  1]])
+    """
+    return mask.cumsum(-1) - 1
+
+
 def tdpo_margin(
     margin: Tensor,
     chosen_kl: Tensor,
@@ -63,12 +92,16 @@ def tdpo_margin(
     return margin - alpha * (rejected_kl - chosen_kl.detach())
 
 
-def dpo_loss(margin: Tensor, beta: float) -> Tensor:
+def dpo_loss(margin: Tensor, beta: float | Tensor, label_smoothing: float = 0.0) -> Tensor:
     """``-log sigmoid(beta * margin)`` (Eq. 9-12; DPO, arXiv 2305.18290, Eq. 7).
+
+    With labels that are wrong with probability ``epsilon`` (conservative DPO) it is
+    ``-(1 - epsilon) log sigmoid(beta margin) - epsilon log sigmoid(-beta margin)``.
 
     Args:
         margin: ``delta`` in nats, ``[B]``.
         beta: Inverse temperature of the implicit reward, per nat.
+        label_smoothing: ``epsilon``.
 
     Returns:
         Loss of each pair, ``[B]``.
@@ -77,7 +110,45 @@ def dpo_loss(margin: Tensor, beta: float) -> Tensor:
         >>> dpo_loss(torch.zeros(1), beta=0.1)
         tensor([0.6931])
     """
-    return -logsigmoid(beta * margin)
+    kept = -logsigmoid(beta * margin)
+    if label_smoothing == 0:
+        return kept
+    return (1 - label_smoothing) * kept - label_smoothing * logsigmoid(-beta * margin)
+
+
+def log_odds(logps: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of a log-prob below 0, without cancellation where ``p`` is near 1.
+
+    Args:
+        logps: ``log p`` in nats, any shape.
+
+    Example:
+        >>> log_odds(torch.tensor([0.5, 0.75]).log()).exp()
+        tensor([1.0000, 3.0000])
+    """
+    return logps - torch.log(-torch.expm1(logps))
+
+
+def plackett_luce_loss(rewards: Tensor, present: Tensor) -> Tensor:
+    """Negative log-likelihood of an order of responses, best first (Plackett-Luce).
+
+    ``-sum_k log(exp r_k / sum_{j >= k} exp r_j)`` (DPO, arXiv 2305.18290, Eq. 20).
+
+    Args:
+        rewards: ``[B, K]``.
+        present: Whether there is such a response, ``[B, K]`` bool.
+
+    Returns:
+        Loss of each group, ``[B]``.
+
+    Example:
+        >>> rewards = torch.tensor([[2.0, 1.0, 5.0]]).log()
+        >>> plackett_luce_loss(rewards, torch.tensor([[True, True, False]])).exp()
+        tensor([1.5000])
+    """
+    rewards = rewards.masked_fill(~present, -torch.inf)
+    rest = rewards.flip(-1).logcumsumexp(-1).flip(-1)
+    return (rest - rewards).masked_fill(~present, 0.0).sum(-1)
 
 
 def _from_first_token(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

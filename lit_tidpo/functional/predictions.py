@@ -38,16 +38,22 @@ class Predictions(NamedTuple):
         label_logits: Logit of the label.
         entropy: Entropy of the distribution in nats; zero if not asked for.
         kl: ``KL(reference || policy)`` in nats; zero without a reference.
+        log_collision: ``log sum p ** 2``, without a gradient; zero if not asked for.
     """
 
     logps: Tensor
     label_logits: Tensor
     entropy: Tensor
     kl: Tensor
+    log_collision: Tensor
 
 
 def predictions(
-    logits: Tensor, labels: Tensor, reference: Tensor | None = None, entropy: bool = False
+    logits: Tensor,
+    labels: Tensor,
+    reference: Tensor | None = None,
+    entropy: bool = False,
+    collision: bool = False,
 ) -> Predictions:
     """Reduce logits to per-token quantities.
 
@@ -62,6 +68,7 @@ def predictions(
         reference: Logits of the reference where the divergence is asked for; takes no gradient,
             ``[M, V]``.
         entropy: Whether the entropy is asked for.
+        collision: Whether ``log_collision`` is asked for.
 
     Returns:
         The quantities, inside the graph.
@@ -70,7 +77,7 @@ def predictions(
         >>> predictions(torch.zeros(1, 4), torch.tensor([2]), entropy=True).entropy.exp()
         tensor([4.])
     """
-    arguments = (logits, labels, reference, entropy)
+    arguments = (logits, labels, reference, entropy, collision)
     return Predictions(*_FromLogits.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
@@ -80,6 +87,7 @@ def tiled_predictions(
     tile: int,
     reference: Projection | None = None,
     entropy: bool = False,
+    collision: bool = False,
 ) -> Predictions:
     """Do as :func:`predictions`, from hidden states, with the logits of a few tokens at a time.
 
@@ -89,6 +97,7 @@ def tiled_predictions(
         tile: Tokens whose logits are held at a time.
         reference: Where the divergence is asked for; takes no gradient.
         entropy: Whether the entropy is asked for.
+        collision: Whether ``log_collision`` is asked for.
 
     Returns:
         The quantities, inside the graph.
@@ -99,15 +108,16 @@ def tiled_predictions(
         tensor([0.2500, 0.2500])
     """
     layers = [*_matmul_dtype(policy), *(_matmul_dtype(reference) if reference else [None] * 3)]
-    arguments = (*layers, labels, tile, entropy)
+    arguments = (*layers, labels, tile, entropy, collision)
     return Predictions(*_FromHidden.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 class _FromLogits(Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Predictions:
-        logits, labels, reference, entropy = arguments
-        results = _reduce(logits, labels, reference, entropy)
+        logits, labels, reference, entropy, collision = arguments
+        results = _reduce(logits, labels, reference, entropy, collision)
+        ctx.mark_non_differentiable(results.log_collision)
         ctx.save_for_backward(logits, reference, labels, results.entropy)
         ctx.set_materialize_grads(False)
         return results
@@ -118,19 +128,21 @@ class _FromLogits(Function):
         incoming = _Gradients.of(gradients, entropy)
         d_logits = torch.empty_like(logits)
         _write_gradients(d_logits, logits, labels, entropy, incoming, reference)
-        return d_logits, None, None, None
+        return d_logits, None, None, None, None
 
 
 class _FromHidden(Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Predictions:
-        *layers, labels, tile, entropy = arguments
+        *layers, labels, tile, entropy, collision = arguments
         policy, reference = Projection(*layers[:3]), Projection(*layers[3:])
         parts = []
         for part in _tiles(labels, tile):
             others = None if reference.hidden is None else _project(reference, part)
-            parts.append(_reduce(_project(policy, part), labels[part], others, entropy))
+            own = _project(policy, part)
+            parts.append(_reduce(own, labels[part], others, entropy, collision))
         results = _joined(parts)
+        ctx.mark_non_differentiable(results.log_collision)
         ctx.tile = tile
         ctx.save_for_backward(*layers, labels, results.entropy)
         ctx.set_materialize_grads(False)
@@ -155,7 +167,7 @@ class _FromHidden(Function):
             _write_gradients(logits, logits, labels[part], entropy[part], mine, others)
             _add_weight_gradients(results, policy, part, logits)
         own = [None if d is None else d.to(layers[i].dtype) for i, d in enumerate(results)]
-        return (*own, *[None] * 6)
+        return (*own, *[None] * 7)
 
 
 class _Gradients(NamedTuple):
@@ -168,7 +180,7 @@ class _Gradients(NamedTuple):
 
     @classmethod
     def of(cls, gradients: tuple[Tensor | None, ...], like: Tensor) -> _Gradients:
-        logps, label_logits, entropy, kl = gradients
+        logps, label_logits, entropy, kl, _ = gradients
         return cls(torch.zeros_like(like) if logps is None else logps, label_logits, entropy, kl)
 
     def of_tokens(self, part: slice) -> _Gradients:
@@ -186,7 +198,9 @@ class _Gradients(NamedTuple):
         return slice(tokens[0], tokens[-1] + 1) if tokens else slice(0, 0)
 
 
-def _reduce(logits: Tensor, labels: Tensor, reference: Tensor | None, entropy: bool) -> Predictions:
+def _reduce(
+    logits: Tensor, labels: Tensor, reference: Tensor | None, entropy: bool, collision: bool
+) -> Predictions:
     """Quantities of tokens whose logits are there."""
     parts = []
     for part in _tiles(labels, _reduced_at_once(logits)):
@@ -199,6 +213,7 @@ def _reduce(logits: Tensor, labels: Tensor, reference: Tensor | None, entropy: b
             label_logits=own.gather(-1, label).squeeze(-1).to(log_p.dtype),
             entropy=-_expectation(log_p.exp(), log_p) if entropy else nothing,
             kl=nothing if log_q is None else _expectation(log_q.exp(), log_q - log_p),
+            log_collision=(2 * log_p).logsumexp(-1) if collision else nothing,
         )
         parts.append(quantities)
     return _joined(parts)

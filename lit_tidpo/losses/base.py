@@ -28,9 +28,11 @@ class LossContext(dict[str, Results]):
         anchors: What was computed for the anchors' rows, if there are any.
         step: Optimizer step, from 0.
         share: Share of the run that is done, 0 to 1; None where its end is not known.
+        mismatched: What was computed for the rows with each other's prompts, if a loss asks.
 
     Attributes:
         responses: All rows of the data together; ``responses.batch.by_prompt`` makes tables.
+        mismatched: The same rows with each other's prompts, detached, or None.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class LossContext(dict[str, Results]):
         anchors: Results | None = None,
         step: int = 0,
         share: float | None = None,
+        mismatched: Results | None = None,
     ) -> None:
         super().__init__({role: responses.of_role(role) for role in responses.batch.roles})
         if anchors is not None:
@@ -46,6 +49,7 @@ class LossContext(dict[str, Results]):
         self.responses = responses
         self.step = step
         self.share = share
+        self.mismatched = mismatched
 
     def __missing__(self, role: str) -> Results:
         hint = ""

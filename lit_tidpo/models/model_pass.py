@@ -119,14 +119,14 @@ class ModelPass:
         Returns:
             Quantities of each response token, ``[M]``.
         """
-        entropy = any(need.entropy for need in self._needs)
+        more = [any(getattr(n, flag) for n in self._needs) for flag in ("entropy", "collision")]
         size = 0 if self._head is None else self._head.out_features
         if self.output.logits is not None or len(self._labels) * size <= self._logits_at_once:
             reference = None if other is None else other._logits
-            return predictions(self._logits, self._labels, reference, entropy)
+            return predictions(self._logits, self._labels, reference, *more)
         tile = max(1, self._logits_at_once // size)
         projection = None if other is None else other._projection()
-        return tiled_predictions(self._projection(), self._labels, tile, projection, entropy)
+        return tiled_predictions(self._projection(), self._labels, tile, projection, *more)
 
     @cached_property
     def last(self) -> Tensor:

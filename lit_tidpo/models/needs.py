@@ -37,6 +37,7 @@ class Need:
         whole: Whether it spans the prompt, so that a model under another prompt has none.
         last: Whether the last token's logits are wanted besides those that predict the response.
         entropy: Whether the reduction of the logits must make the entropy.
+        collision: Whether it must make the log of the collision probability.
         compared: Whether the model is compared with the policy, token by token.
     """
 
@@ -49,6 +50,7 @@ class Need:
     whole: bool = False
     last: bool = False
     entropy: bool = False
+    collision: bool = False
     compared: bool = False
 
 
@@ -65,6 +67,14 @@ OF_A_MODEL: Mapping[str, Need] = {
         attrgetter("predicted.entropy"),
         by_token=True,
         entropy=True,
+    ),
+    "log_collision": Need(
+        "log of the probability that two draws from the distribution that predicts each response "
+        "token agree, without a graph, zero elsewhere",
+        "[N, T]",
+        attrgetter("predicted.log_collision"),
+        by_token=True,
+        collision=True,
     ),
     "label_logits": Need(
         "logit of each response token, zero elsewhere",
@@ -131,6 +141,14 @@ OF_NO_MODEL: Mapping[str, Need] = {
         "rows of their own",
     ),
     "rewards": Need("a number for each response from the data", "[N]"),
+    "labels": Need(
+        "whether each response is desirable, from the data; of pairs the chosen ones are", "[N]"
+    ),
+    "mismatched": Need(
+        "each prompt with the response to another one, as context.mismatched (losses only): their "
+        "log-probs under the policy and, where asked for, the reference, without a graph",
+        "rows of their own",
+    ),
     "behaviour_logps": Need(
         "log-probs of the response tokens under the model that wrote them, from the data",
         "[N, T]",
@@ -139,8 +157,8 @@ OF_NO_MODEL: Mapping[str, Need] = {
 }
 """What else can be asked for."""
 
-FROM_THE_DATA = ("rewards", "behaviour_logps")
-FROM_THE_RUN = ("weights", "anchor")
+FROM_THE_DATA = ("rewards", "labels", "behaviour_logps")
+FROM_THE_RUN = ("weights", "anchor", "mismatched")
 
 
 def describe_needs() -> list[tuple[str, str, str]]:

@@ -61,7 +61,7 @@ class CachedReference:
     @property
     def replaces_runs(self) -> bool:
         """Whether no step has to run the reference."""
-        return self.folder is not None and "anchor" not in self._objective.needs
+        return self.folder is not None and not {"anchor", "mismatched"} & self._objective.needs
 
     def describe(self, models: Models) -> None:
         """Note what the reference is, while the policy is in its starting state and whole."""

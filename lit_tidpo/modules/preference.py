@@ -27,16 +27,22 @@ from lit_tidpo.models.layout import LayoutChoice
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.policy import ModelOptions, PolicyConfig
 from lit_tidpo.models.quirks import end_ids, evaluating
-from lit_tidpo.models.reference import check_compatible
+from lit_tidpo.models.reference import OtherModel, check_compatible
 from lit_tidpo.modules.base import LRSchedule
 from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.referenced import ReferencedModule
-from lit_tidpo.modules.runtime import from_all_ranks, outside_inference, zero_loss
+from lit_tidpo.modules.runtime import (
+    from_all_ranks,
+    give_widths,
+    outside_inference,
+    zero_loss,
+)
 from lit_tidpo.objective import Objective, ObjectiveValues
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
 from lit_tidpo.sampling.generation import AnchorOptions, Generation, window_batches
 from lit_tidpo.sampling.kept_samples import KeptSamples
+from lit_tidpo.schedules import Scalar
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import Prediction, ResponseBatch
 
@@ -103,7 +109,7 @@ class PreferenceModule(ReferencedModule):
         importance: ImportanceEstimator | None = None,
         weight_scale: Scale = "mean",
         losses: dict[str, LossComponent] | None = None,
-        loss_weights: dict[str, float] | None = None,
+        loss_weights: dict[str, Scalar] | None = None,
         anchor: AnchorOptions = _ANCHOR,
         importance_every: int = 1,
         evaluation: Evaluation = "objective",
@@ -181,6 +187,10 @@ class PreferenceModule(ReferencedModule):
         unasked = sorted(self.model_options.keys() - self.objective.models)
         if unasked:
             rank_zero_warn(f"model.models has no effect for {unasked}: no component asks for them")
+
+    def _take(self, policy: nn.Module, others: dict[str, OtherModel]) -> None:
+        super()._take(policy, others)
+        give_widths(self.learned, policy)
 
     # One batch
 
@@ -260,6 +270,11 @@ class PreferenceModule(ReferencedModule):
     def on_train_start(self) -> None:
         """Compute before the first step what is kept: reference log-probs, weights."""
         super().on_train_start()
+        if self.objective.is_scheduled and self._share_of_run is None:
+            raise InputError(
+                "schedules go by the share of the run that is done, but this run has no end: set "
+                "trainer.max_steps or trainer.max_epochs"
+            )
         self._left_out = False
         self._learn_ends()
         if self.kept_weights.refresh_every != 0 or self.kept_weights.is_filled:
@@ -300,7 +315,7 @@ class PreferenceModule(ReferencedModule):
             if self.non_finite == "raise":
                 raise
             return self._leave_out(batch)
-        quantities = objective_quantities(found, self.objective.beta)
+        quantities = objective_quantities(found, self.objective.beta(self._share_of_run))
         self.train_means.update(quantities, batch.counted)
         counted = batch.counted.to(found.loss)
         return self._window_loss(found.loss * counted, counted)
@@ -327,7 +342,7 @@ class PreferenceModule(ReferencedModule):
     # Evaluation
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
-        beta = self.objective.beta
+        beta = self.objective.beta(self._share_of_run)
         if self.evaluation == "rewards":
             context = self.objective.log_ratios(self.models, batch)
             quantities = preference_quantities(context, beta)

@@ -35,3 +35,17 @@ def zero_loss(module: nn.Module) -> Tensor:
     """A loss whose gradient is zero for every trainable parameter, to keep all ranks in step."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return torch.stack([torch.zeros_like(p).mul(p).sum() for p in parameters]).sum()
+
+
+def give_widths(learned: nn.Module, policy: nn.Module) -> None:
+    """Let layers of components whose width was left open (``nn.LazyLinear``) take hidden states.
+
+    Args:
+        learned: What is trained beside the policy.
+        policy: The model whose hidden states they take.
+    """
+    for layer in learned.modules():
+        if isinstance(layer, nn.LazyLinear) and layer.has_uninitialized_params():
+            config: Any = policy.config
+            with torch.no_grad():
+                layer(torch.zeros(1, config.get_text_config().hidden_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,8 +87,8 @@ def _check_learning(estimator: ImportanceEstimator, scores: Tensor) -> None:
 def _alone(batch: ResponseBatch, prompt: int, rows: list[int], width: int) -> ResponseBatch:
     """Some rows of one prompt as a batch of their own, so wide."""
     optional = {
-        name: value[rows] if name == "rewards" else value[rows, :width]
-        for name in ("supplied_weights", "behaviour_logps", "rewards")
+        name: value[rows] if value.dim() == 1 else value[rows, :width]
+        for name in ("supplied_weights", "behaviour_logps", "rewards", "desirable")
         if (value := getattr(batch, name)) is not None
     }
     return dataclasses.replace(
@@ -158,7 +159,7 @@ def check_loss_component(component: LossComponent) -> None:
     ``batch`` one for all; each prompt counts alone, unless the unit is ``batch``; of the unit
     ``group`` it takes ragged groups; values off the response do not count; at least one policy
     log-prob gets a gradient; its inputs stay as they are; it names the quantities that it logs; its
-    arguments can be stored.
+    arguments can be stored. One that is an ``nn.Module`` is checked as in evaluation.
 
     Args:
         component: An instance of the plugin's class.
@@ -170,6 +171,9 @@ def check_loss_component(component: LossComponent) -> None:
     name = _name(component)
     check_loss(name, component)
     as_plain_data(component)
+    component = copy.deepcopy(component)
+    if isinstance(component, nn.Module):
+        component.eval()
     batch = tiny_groups() if component.unit == "group" else tiny_batch()
     context = _declared(tiny_context(batch, models=_others(component.needs)), component.needs)
     before = {role: _map(results, torch.clone) for role, results in context.items()}
@@ -220,7 +224,8 @@ def _declared(context: LossContext, needs: frozenset[str]) -> LossContext:
         log_ratios = {"policy.logps", *(needs & {"reference.logps"})}
         found = {need: value for need, value in context["anchor"].items() if need in log_ratios}
         anchors = Results(context["anchor"].batch, found)
-    return LossContext(responses, anchors, context.step, context.share)
+    others = context.mismatched if "mismatched" in needs else None
+    return LossContext(responses, anchors, context.step, context.share, others)
 
 
 def _map(results: Results, change: Callable[[Tensor], Tensor]) -> Results:
@@ -229,7 +234,8 @@ def _map(results: Results, change: Callable[[Tensor], Tensor]) -> Results:
 
 def _changed(context: LossContext, change: Callable[[Results], Results]) -> LossContext:
     anchors = change(context["anchor"]) if "anchor" in context else None
-    return LossContext(change(context.responses), anchors, context.step, context.share)
+    others = None if context.mismatched is None else change(context.mismatched)
+    return LossContext(change(context.responses), anchors, context.step, context.share, others)
 
 
 def _of_prompt(context: LossContext, prompt: int) -> LossContext:

@@ -177,8 +177,15 @@ def tiny_context(
     for model in ("policy", *models):
         found[f"{model}.entropy"] = values(mask)
         found[f"{model}.label_logits"] = values(mask)
+        found[f"{model}.log_collision"] = -2 * values(mask)
+        found[f"{model}.hidden"] = torch.rand((*mask.shape, 8), generator=generator)
     found |= {f"{model}.kl": values(mask).requires_grad_() for model in models}
     found |= {"weights": 2 * values(mask), "scores": values(mask), "behaviour_logps": -values(mask)}
-    found["rewards"] = torch.rand(len(mask), generator=generator)
-    others = log_probs(anchors)
-    return LossContext(Results(batch, found), Results(anchors, others), step, share)
+    # The earlier the role, the better.
+    found["rewards"] = torch.rand(len(mask), generator=generator) - torch.arange(len(mask))
+    labels = torch.rand(len(mask), generator=generator) < 0.5
+    found["labels"] = labels if batch.labels is None else batch.labels
+    others = Results(anchors, log_probs(anchors))
+    rows = batch.mismatched()
+    mismatched = Results(rows, {k: v.detach() for k, v in log_probs(rows).items()})
+    return LossContext(Results(batch, found), others, step, share, mismatched)
