@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class TrlDPO:
-    """The `sigmoid` loss of TRL's DPOTrainer, run by the trainer's own code.
+    """The losses of TRL's DPOTrainer, `sigmoid` by default, run by the trainer's own code.
 
     Both methods give the loss and what the trainer logs; a batch with one pair gives them per pair.
     """
@@ -57,9 +57,14 @@ class TrlDPO:
         add_fused_lm_head(reference)
         return *self._run(policy, reference, batch, beta), policy
 
-    def on_logits(self, policy_logits, reference_logits, batch, beta):
-        """Run on given logits, [N, T, V] each."""
-        return self._run(_Fixed(policy_logits), _Fixed(reference_logits), batch, beta)
+    def on_logits(self, policy_logits, reference_logits, batch, beta, **settings):
+        """Run on given logits, [N, T, V] each, with other settings of the trainer."""
+        before = {name: getattr(self.trainer, name) for name in settings}
+        try:
+            vars(self.trainer).update(settings)
+            return self._run(_Fixed(policy_logits), _Fixed(reference_logits), batch, beta)
+        finally:
+            vars(self.trainer).update(before)
 
     def _run(self, policy, reference, batch, beta):
         trainer = self.trainer
@@ -100,6 +105,7 @@ class _Fixed:
             entropy=zeros,
             mean_logits=zeros,
             is_top1=zeros.bool(),
+            log_sum_sq_probs=self.logits.softmax(-1).square().sum(-1).log(),
         )
 
 

@@ -30,7 +30,8 @@ def collate(
     Args:
         prompts: Token ids of each prompt.
         responses: For each prompt its responses, one to as many as there are roles: ``ids``, and
-            where there are any ``weights``, a ``reward`` and ``behaviour_logps``.
+            where there are any ``weights``, a ``reward``, ``behaviour_logps`` and a ``label``,
+            whether it is desirable.
         roles: Names of the first, second, ... response.
         index: Position of each prompt in its data set.
         counted: False for prompts that only fill up a distributed batch.
@@ -48,7 +49,8 @@ def collate(
         if not all(isinstance(each, Mapping) and "ids" in each for each in own):
             raise InputError(
                 f"prompt {position} of the data set: expected responses as {{'ids': [...]}}, with "
-                f"'weights', 'reward' and 'behaviour_logps' where there are any; got {own!r:.80}"
+                "'weights', 'reward', 'behaviour_logps' and 'label' where there are any; got "
+                f"{own!r:.80}"
             )
         if not 1 <= len(own) <= len(roles):
             raise InputError(
@@ -83,10 +85,12 @@ def collate(
     )
     found = {
         name: _optional(name, [response for _, response in rows], index)
-        for name in ("weights", "reward", "behaviour_logps")
+        for name in ("weights", "reward", "behaviour_logps", "label")
     }
     if found["reward"] is not None:
-        batch.rewards = torch.tensor(found["reward"])
+        batch.rewards = torch.tensor(found["reward"], dtype=torch.float32)
+    if found["label"] is not None:
+        batch.desirable = torch.tensor(found["label"], dtype=torch.bool)
     batch.supplied_weights = _by_token(found["weights"], batch)
     batch.behaviour_logps = _by_token(found["behaviour_logps"], batch)
     return batch
@@ -157,7 +161,8 @@ class GroupCollator:
     """Pad tokenised groups on the right and stack them: one to many responses for each prompt.
 
     A group is ``{"index": 0, "prompt_ids": [...], "responses": [{"ids": [...]}, ...]}``, of ranked
-    responses the best first; each may have ``weights``, a ``reward`` and ``behaviour_logps``.
+    responses the best first; each may have ``weights``, a ``reward``, ``behaviour_logps`` and a
+    ``label``, whether it is desirable.
 
     Attributes:
         pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.

@@ -29,13 +29,19 @@ def context_of(batch, policy, reference, weights):
         "policy.logps": logps[0],
         "reference.logps": logps[1],
         "reference.kl": kl,
+        "policy.log_collision": log_collision(policy, mask),
         "weights": weights,
     }
     return LossContext(Results(batch, values))
 
 
-def trl_losses(trl_dpo, batch, policy, reference):
-    """TRL's loss of each pair at beta = 0.1."""
+def log_collision(logits, mask):
+    """``log sum p ** 2`` of the distribution that predicts each token, [N, T]."""
+    return logits.softmax(-1).square().sum(-1).log().roll(1, dims=-1).masked_fill(~mask, 0.0)
+
+
+def trl_losses(trl_dpo, batch, policy, reference, beta=0.1, **settings):
+    """TRL's loss of each pair."""
     losses = []
     for pair in range(batch.size):
         rows = [pair, pair + batch.size]
@@ -48,7 +54,7 @@ def trl_losses(trl_dpo, batch, policy, reference):
             counted=batch.counted[pair : pair + 1],
             supplied_weights=None,
         )
-        found = trl_dpo.on_logits(policy[rows], reference[rows], alone, beta=0.1)
+        found = trl_dpo.on_logits(policy[rows], reference[rows], alone, beta=beta, **settings)
         losses.append(found[0].item())
     assert max(losses) - min(losses) > 0.01  # pairs that tell formulas apart
     return losses

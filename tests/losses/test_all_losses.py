@@ -13,9 +13,7 @@ from lit_tidpo.plugins.registry import LOSSES, load, registered
 from lit_tidpo.structures import Results
 from lit_tidpo.testing import check_loss_component, tiny_context, tiny_groups
 
-NAMES = [
-    entry.name for entry in registered(LOSSES) if entry.value.startswith("lit_tidpo.losses.")
-]
+NAMES = [entry.name for entry in registered(LOSSES) if entry.value.startswith("lit_tidpo.losses.")]
 WEIGHTED = [
     name
     for name in NAMES
