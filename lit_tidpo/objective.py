@@ -113,14 +113,11 @@ class Objective:
         weights = self.factors.values()
         return any(map(is_scheduled, parts)) or any(isinstance(w, Schedule) for w in weights)
 
-    def beta(self, share: float | None) -> float:
-        """Inverse temperature that rewards are reported in: that of the first loss with one.
-
-        Args:
-            share: Share of the run that is done; None, where no run is going on, is its end.
-        """
+    @cached_property
+    def beta(self) -> Scalar:
+        """Inverse temperature that rewards are reported in: that of the first loss with one."""
         betas = (getattr(loss, "beta", None) for loss in self.losses.values())
-        return value_at(next((beta for beta in betas if beta is not None), 1.0), share)
+        return next((beta for beta in betas if beta is not None), 1.0)
 
     def evaluate(
         self,

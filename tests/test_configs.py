@@ -36,7 +36,7 @@ def test_the_paper_s_hyperparameters():
     """Table B13: alpha 0.5, beta 0.1, gamma 0.1, lambda 0.7."""
     objective = parsed(CONFIGS / "paper.yaml").objective
     assert objective.losses["preference"].alpha == 0.5
-    assert objective.losses["preference"].beta == objective.beta(0.0) == 0.1
+    assert objective.losses["preference"].beta == objective.beta == 0.1
     assert objective.factors == {"preference": 1.0, "triplet": 0.1}
     assert objective.importance.mix == 0.7
 

@@ -42,7 +42,7 @@ from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
 from lit_tidpo.sampling.generation import AnchorOptions, Generation, window_batches
 from lit_tidpo.sampling.kept_samples import KeptSamples
-from lit_tidpo.schedules import Scalar
+from lit_tidpo.schedules import Scalar, value_at
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import Prediction, ResponseBatch
 
@@ -230,6 +230,10 @@ class PreferenceModule(ReferencedModule):
     def _share_of_run(self) -> float | None:
         return min(1.0, self._step / self._training_steps) if self._training_steps else None
 
+    @property
+    def _beta(self) -> float:
+        return value_at(self.objective.beta, self._share_of_run)
+
     def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
         keep = self.anchor.reuse_steps > 1 and self._in_training
         sampler = self.kept_samples if keep else self.sampler
@@ -315,7 +319,7 @@ class PreferenceModule(ReferencedModule):
             if self.non_finite == "raise":
                 raise
             return self._leave_out(batch)
-        quantities = objective_quantities(found, self.objective.beta(self._share_of_run))
+        quantities = objective_quantities(found, self._beta)
         self.train_means.update(quantities, batch.counted)
         counted = batch.counted.to(found.loss)
         return self._window_loss(found.loss * counted, counted)
@@ -342,7 +346,7 @@ class PreferenceModule(ReferencedModule):
     # Evaluation
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
-        beta = self.objective.beta(self._share_of_run)
+        beta = self._beta
         if self.evaluation == "rewards":
             context = self.objective.log_ratios(self.models, batch)
             quantities = preference_quantities(context, beta)

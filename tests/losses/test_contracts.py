@@ -78,7 +78,7 @@ def test_without_a_reference_nothing_runs_but_the_policy():
 def test_without_a_reference_no_rewards_are_told():
     objective = make_objective(mine=LengthNormalised())
     found = objective.evaluate(Models(tiny_policy()), tiny_batch())
-    logged = objective_quantities(found, objective.beta(None))
+    logged = objective_quantities(found, objective.beta)
     logps = {"logps/chosen", "logps/rejected", "logps/accuracies"}
     assert logged.keys() == {"loss/total", "loss/mine", *logps}
     assert not any(name.startswith(("rewards", "kl")) for name in logged)
@@ -315,7 +315,7 @@ def test_a_listwise_loss_tells_the_rewards_of_groups(models):
     """In its own beta, as means over the responses of a prompt."""
     groups, objective = tiny_groups(), make_objective(list=PlackettLuce(beta=0.4))
     found = objective.evaluate(models, groups)
-    logged = objective_quantities(found, objective.beta(None))
+    logged = objective_quantities(found, objective.beta)
     groups_have = {
         f"{kind}/{name}" for kind in ("logps", "rewards") for name in ("mean", "accuracies")
     }

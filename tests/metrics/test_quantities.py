@@ -109,7 +109,7 @@ def test_rewards_are_those_of_trl(trl_dpo):
         HybridImportance(), "mean", {"preference": WeightedDPOLoss(beta=0.25)}, {}
     )
     found = objective.evaluate(Models(policy, {"reference": FrozenModel(reference)}), batch)
-    ours = objective_quantities(found, objective.beta(None))
+    ours = objective_quantities(found, objective.beta)
     names = [f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")]
     for name in [*names, "logps/chosen", "logps/rejected"]:
         assert ours[name].mean().item() == pytest.approx(logged[name], abs=1e-5), name

@@ -195,7 +195,7 @@ def test_a_module_made_by_the_command(run_command, data, monkeypatch):
     assert found["policy"].lora == LoraOptions(r=2, target_modules=["q_proj"])
     assert found["anchor"] == AnchorOptions(max_new_tokens=4)
     assert found["optimizer"]["lr"] == 0.02
-    assert loaded.objective.beta(0.0) == 0.2
+    assert loaded.objective.beta == 0.2
     other = PreferenceModule.load_from_checkpoint(path, weight_scale="sum")
     assert other.objective.scale == "sum"
     again = PreferenceModule.load_from_checkpoint(path)

@@ -96,7 +96,7 @@ def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
 
 @pytest.mark.slow
 def test_the_third_parties_own_tests_pass(run):
-    tests = ["surprisal/tests", "lit-tidpo-divergence/tests", "lit-tidpo-ipo/tests"]
+    tests = ["surprisal/tests", "lit-tidpo-divergence/tests", "lit-tidpo-exponential/tests"]
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
@@ -117,9 +117,9 @@ def test_each_recipe_prints_a_whole_package():
         "lit-tidpo-divergence/pyproject.toml",
         "lit-tidpo-divergence/lit_tidpo_divergence.py",
         "lit-tidpo-divergence/tests/test_divergence.py",
-        "lit-tidpo-ipo/pyproject.toml",
-        "lit-tidpo-ipo/lit_tidpo_ipo.py",
-        "lit-tidpo-ipo/tests/test_ipo.py",
+        "lit-tidpo-exponential/pyproject.toml",
+        "lit-tidpo-exponential/lit_tidpo_exponential.py",
+        "lit-tidpo-exponential/tests/test_exponential.py",
     ]
 
 
@@ -137,9 +137,12 @@ def test_the_commands_of_the_recipes_choose_their_components(capsys, tmp_path):
         printed(capsys, *shlex.split(command.replace("\\\n", " ")))["model"] for command in commands
     )
     divergence = {"class_path": "lit_tidpo.importance.divergence", "init_args": {"floor": 0.05}}
-    ipo = {"class_path": "lit_tidpo.losses.ipo", "init_args": {"weighted": True, "beta": 0.1}}
+    exponential = {
+        "class_path": "lit_tidpo.losses.exponential",
+        "init_args": {"weighted": True, "beta": 0.1},
+    }
     assert first["importance"] == divergence
-    assert second["losses"] == {"preference": ipo}
+    assert second["losses"] == {"preference": exponential}
 
     config = tmp_path / "config.yaml"
     (inline,) = re.findall(r"^In a configuration: `(.*?)`", PAGE, re.M)
@@ -149,7 +152,7 @@ def test_the_commands_of_the_recipes_choose_their_components(capsys, tmp_path):
     (block,) = re.findall(r"^In a configuration:\n\n```yaml\n(.*?)```", PAGE, re.M | re.S)
     config.write_text(block, encoding="utf-8")
     model = printed(capsys, "fit", *REQUIRED, f"--config={config}")["model"]
-    assert model["losses"]["preference"] == ipo
+    assert model["losses"]["preference"] == exponential
     assert model["losses"]["triplet"]["class_path"] == "lit_tidpo.losses.triplet"
 
 
