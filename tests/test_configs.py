@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lit_tidpo.cli import main
@@ -10,11 +11,16 @@ from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.hybrid_importance import HybridImportance
 from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior
+from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
+from lit_tidpo.plugins.registry import LOSSES, load, registered
+from lit_tidpo.schedules import CosineSchedule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
+BUILT_IN = {e.name for e in registered(LOSSES) if e.value.startswith("lit_tidpo.losses.")}
 ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
 
 
@@ -110,6 +116,48 @@ def test_the_laboratory_s_tdpo1():
 def test_the_sft_configuration():
     module = parsed(CONFIGS / "sft_stdlib.yaml", module=SFTModule)
     assert module.policy_config.init == "random"
+
+
+def test_each_loss_has_a_configuration():
+    assert {path.stem for path in METHODS} >= BUILT_IN
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)
+def test_it_stacks_on_the_paper_s_and_trains_its_loss_alone(path):
+    module = parsed(CONFIGS / "paper.yaml", path)
+    text = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    (name,) = module.objective.losses
+    (chosen,) = text["losses"].values()
+    chosen = {"class_path": chosen} if isinstance(chosen, str) else chosen
+    loss = module.objective.losses[name]
+    assert isinstance(loss, load(LOSSES, chosen["class_path"], LossComponent))
+    plain = {k: v for k, v in chosen.get("init_args", {}).items() if k != "divergence"}
+    assert {key: getattr(loss, key) for key in plain} == plain
+    assert module.objective.factors == {name: 1.0}
+    rate = module._make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"]
+    assert rate == text["optimizer"]["init_args"]["lr"]
+
+
+def test_a_configuration_names_a_schedule_by_its_class(tmp_path):
+    path = tmp_path / "annealed.yaml"
+    path.write_text(
+        """
+        model:
+          losses:
+            dpo:
+              class_path: dpo
+              init_args:
+                beta: {class_path: LinearSchedule, init_args: {start: 0.1, end: 0.5}}
+            simpo:
+              class_path: simpo
+              init_args: {margin: {class_path: PiecewiseSchedule, init_args: {points: [[0, 1]]}}}
+          loss_weights: {simpo: {class_path: CosineSchedule, init_args: {start: 1.0, end: 0.0}}}
+        """
+    )
+    objective = parsed(CONFIGS / "paper.yaml", path).objective
+    assert vars(objective.losses["dpo"].beta) == {"start": 0.1, "end": 0.5, "until": 1.0}
+    assert objective.losses["simpo"].margin.points == [[0, 1]]
+    assert isinstance(objective.factors["simpo"], CosineSchedule)
 
 
 @pytest.mark.slow

@@ -118,6 +118,19 @@ def _by_token(given: list[Any] | None, batch: ResponseBatch) -> torch.Tensor | N
     return table
 
 
+def _weighed(batch: ResponseBatch, prompts: Sequence[Mapping[str, Any]]) -> ResponseBatch:
+    """A batch with the weights of its pairs or groups, if they have any."""
+    weights = [prompt.get("pair_weight") for prompt in prompts]
+    if any(weight is not None for weight in weights):
+        if None in weights:
+            raise InputError(
+                f"some of the rows {batch.index.tolist()} have a pair_weight, others have none: "
+                "give it in every row or in none"
+            )
+        batch.pair_weights = torch.tensor(weights, dtype=torch.float32)
+    return batch
+
+
 @dataclass(frozen=True)
 class PairCollator:
     """Pad tokenised pairs on the right and stack them: chosen rows, then rejected rows.
@@ -140,9 +153,9 @@ class PairCollator:
             The batch, with ``2 * len(pairs)`` rows.
 
         Raises:
-            InputError: If only some of the pairs have supplied weights.
+            InputError: If only some of the pairs have supplied weights, or a ``pair_weight``.
         """
-        return collate(
+        batch = collate(
             [pair["prompt_ids"] for pair in pairs],
             [
                 [{"ids": pair[f"{role}_ids"], "weights": pair[f"{role}_weights"]} for role in PAIR]
@@ -154,6 +167,10 @@ class PairCollator:
             self.pad_id,
             self.multiple,
         )
+        scores = [pair.get(f"score_{role}") for role in PAIR for pair in pairs]
+        if None not in scores:  # where some have none, a loss that asks for them says so
+            batch.rewards = torch.tensor(scores)
+        return _weighed(batch, pairs)
 
 
 @dataclass(frozen=True)
@@ -162,7 +179,7 @@ class GroupCollator:
 
     A group is ``{"index": 0, "prompt_ids": [...], "responses": [{"ids": [...]}, ...]}``, of ranked
     responses the best first; each may have ``weights``, a ``reward``, ``behaviour_logps`` and a
-    ``label``, whether it is desirable.
+    ``label``, whether it is desirable. A group's loss is multiplied by its ``pair_weight``.
 
     Attributes:
         pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.
@@ -178,9 +195,10 @@ class GroupCollator:
         """Make a batch.
 
         Raises:
-            InputError: If a prompt has no response or too many.
+            InputError: If a prompt has no response or too many, or only some groups have a
+                ``pair_weight``.
         """
-        return collate(
+        batch = collate(
             [group["prompt_ids"] for group in groups],
             [group["responses"] for group in groups],
             tuple(f"response_{place}" for place in range(1, self.most + 1)),
@@ -189,3 +207,4 @@ class GroupCollator:
             self.pad_id,
             self.multiple,
         )
+        return _weighed(batch, groups)

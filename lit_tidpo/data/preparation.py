@@ -14,6 +14,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_tidpo.data.rows import NUMBERS
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.data.whole_files import drop_damaged, remember
 from lit_tidpo.errors import InputError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 InvalidRows = Literal["raise", "drop"]
 
 # Raise it when the same options come to make other ids, so that old cache files are left alone.
-_VERSION = 3
+_VERSION = 4
 _IDS, _WEIGHTS = List(Value("int32")), List(Value("float32"))
 _FEATURES = Features(
     {
@@ -33,6 +34,7 @@ _FEATURES = Features(
         "rejected_ids": _IDS,
         "chosen_weights": _WEIGHTS,
         "rejected_weights": _WEIGHTS,
+        **{name: Value("float32") for name in NUMBERS},
         "length": Value("int32"),
         "prompt_truncated": Value("bool"),
         "chosen_truncated": Value("bool"),

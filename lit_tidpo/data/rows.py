@@ -42,9 +42,12 @@ class PreferencePair:
     tools: list[Any] | None = None
 
 
+NUMBERS = ("score_chosen", "score_rejected", "pair_weight")
+"""Columns with a number for each row."""
+
 COLUMNS = frozenset(
     {"prompt", "chosen", "rejected", "chosen_weights", "rejected_weights", "system", "tools"}
-)
+).union(NUMBERS)
 """The columns that are read."""
 
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -115,6 +118,32 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
         f"row {number}: one of 'chosen' and 'rejected' is text, the other messages; "
         "expected both of one kind"
     )
+
+
+def row_numbers(row: Mapping[str, Any], number: int) -> dict[str, float | None]:
+    """The numbers of a row: its responses' scores, and how much the pair counts.
+
+    Args:
+        row: The row's fields.
+        number: Position of the row in its split, for messages.
+
+    Returns:
+        By column; None where there is none.
+
+    Raises:
+        InputError: If one is no finite number, or the pair's weight is negative.
+    """
+    found: dict[str, float | None] = {}
+    for name in NUMBERS:
+        value = row.get(name)
+        sound = isinstance(value, (int, float)) and math.isfinite(value)
+        if value is not None and (not sound or (name == "pair_weight" and value < 0)):
+            expected = "a number of 0 or more" if name == "pair_weight" else "a finite number"
+            raise InputError(
+                f"row {number}: column {name!r} holds {value!r:.80}; expected {expected}"
+            )
+        found[name] = None if value is None else float(value)
+    return found
 
 
 _Weights = tuple["list[float] | None", "list[float] | None"]

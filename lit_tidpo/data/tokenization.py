@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_tidpo.data.guarding import Guard
-from lit_tidpo.data.rows import Message, PreferencePair, preference_pair
+from lit_tidpo.data.rows import NUMBERS, Message, PreferencePair, preference_pair, row_numbers
 from lit_tidpo.errors import InputError, check_choice, explained
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class PairTokenizer:
         Returns:
             ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` (responses alone), the weights of
             the responses' tokens or None, ``length`` (tokens of the longer of the two sequences),
+            the responses' scores and the pair's weight or None,
             flags for what was cut or moved, ``index`` (``number``), and ``problem`` (empty, or why
             the pair cannot be trained on; then there are no ids).
 
@@ -125,6 +126,7 @@ class PairTokenizer:
             return _row(number, f"identical {'after truncation' if any_cut else 'responses'}")
         return {
             **_row(number),
+            **row_numbers(row, number),
             "prompt_ids": kept,
             "length": len(kept) + max(map(len, cut.values())),
             "prompt_truncated": len(kept) < boundary,
@@ -218,6 +220,7 @@ def _row(number: int, problem: str = "") -> dict[str, Any]:
         "rejected_ids": [],
         "chosen_weights": None,
         "rejected_weights": None,
+        **dict.fromkeys(NUMBERS),
         "length": 0,
         "prompt_truncated": False,
         "chosen_truncated": False,

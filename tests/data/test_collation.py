@@ -183,3 +183,29 @@ def test_responses_of_another_shape_are_refused():
     group = {"index": 3, "prompt_ids": [1], "responses": [[5, 2], [6, 2]]}
     with pytest.raises(InputError, match=r"prompt 3 .* expected responses as \{'ids': "):
         GroupCollator()([group])
+
+
+def test_scores_and_weights_of_pairs_come_along():
+    numbers = {"score_chosen": 4.0, "score_rejected": 1.5, "pair_weight": 0.5}
+    batch = PairCollator()([{**PAIRS[0], **numbers}, {**PAIRS[1], **numbers, "score_chosen": 3.0}])
+    assert batch.rewards.tolist() == [4.0, 3.0, 1.5, 1.5]
+    assert batch.pair_weights.tolist() == [0.5, 0.5]
+    assert batch.labels.tolist() == [True, True, False, False]
+    some = PairCollator()([{**PAIRS[0], **numbers}, {**PAIRS[1], **numbers, "score_chosen": None}])
+    assert some.rewards is None
+
+
+def test_a_weight_of_only_some_pairs_is_refused():
+    with pytest.raises(InputError, match=r"some of the rows \[4, 2\] have a pair_weight"):
+        PairCollator()([{**PAIRS[0], "pair_weight": 1.0}, PAIRS[1]])
+
+
+def test_labels_and_weights_of_groups_come_along():
+    groups = [
+        {"prompt_ids": [5], "responses": [{"ids": [6], "label": n == 0}], "index": n}
+        for n in range(2)
+    ]
+    batch = GroupCollator()([{**group, "pair_weight": 2.0} for group in groups])
+    assert batch.labels.tolist() == [True, False]
+    assert batch.pair_weights.tolist() == [2.0, 2.0]
+    assert GroupCollator()(groups).pair_weights is None
