@@ -21,6 +21,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -177,6 +178,21 @@ class ResponseBatch:
             behaviour_logps=None,
             upcoming=(),
         )
+
+    def pairs_of_rows(self) -> list[tuple[int, int]]:
+        """Every two rows that answer the same prompt, the earlier role first.
+
+        Example:
+            >>> two, five = torch.tensor([[7]]).repeat(5, 1), torch.tensor([1]).repeat(5)
+            >>> batch = ResponseBatch(
+            ...     two, five, five, ("first", "second", "third"), torch.arange(2),
+            ...     torch.ones(2).bool(), holders=((0, 1), (0, 1), (1,)))
+            >>> batch.pairs_of_rows()
+            [(0, 2), (1, 3), (1, 4), (3, 4)]
+        """
+        owners = self.of_rows(torch.arange(self.size)).tolist()
+        rows = [[row for row, owner in enumerate(owners) if owner == n] for n in range(self.size)]
+        return [pair for own in rows for pair in combinations(own, 2)]
 
     def role(self, role: str) -> ResponseBatch:
         """The rows of one role as a batch of their own, cut to their longest row."""

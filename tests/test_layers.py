@@ -29,6 +29,7 @@ LAYERS = {
     "losses.base": 1,
     "losses.pair": 1,
     "losses.divergences": 1,
+    "importance.combining": 1,
     "importance.": 2,
     "losses.": 2,
     "objective": 2,

@@ -32,9 +32,11 @@ class PreferenceDataModule(LightningDataModule):
     r"""Preference pairs from the Hub, a folder or a file, tokenised and batched.
 
     A row has ``chosen`` and ``rejected``, as text or as chat messages, and mostly ``prompt``;
-    optionally ``chosen_weights`` and ``rejected_weights`` with one number per response token,
-    ``score_chosen`` and ``score_rejected`` with a reward for each response, and ``pair_weight``, by
-    which the pair's loss is multiplied.
+    optionally ``chosen_weights`` and ``rejected_weights`` with one number per response token, or
+    ``chosen_spans`` and ``rejected_spans``, lists of ``[start, end]`` in characters of the
+    response's text: tokens that overlap one have the weight 1, others 0; ``score_chosen`` and
+    ``score_rejected`` with a reward for each response; and ``pair_weight``, by which the pair's
+    loss is multiplied.
     Training order depends on ``seed`` and the epoch alone, and a run that is resumed in the middle
     of an epoch goes on with the next row, whatever the batch size.
 

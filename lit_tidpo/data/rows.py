@@ -46,8 +46,12 @@ NUMBERS = ("score_chosen", "score_rejected", "pair_weight")
 """Columns with a number for each row."""
 
 COLUMNS = frozenset(
-    {"prompt", "chosen", "rejected", "chosen_weights", "rejected_weights", "system", "tools"}
-).union(NUMBERS)
+    {
+        *("prompt", "system", "tools", "chosen", "rejected"),
+        *("chosen_weights", "rejected_weights", "chosen_spans", "rejected_spans"),
+        *NUMBERS,
+    }
+)
 """The columns that are read."""
 
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")

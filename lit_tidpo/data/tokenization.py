@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_tidpo.data.guarding import Guard
 from lit_tidpo.data.rows import NUMBERS, Message, PreferencePair, preference_pair, row_numbers
+from lit_tidpo.data.spans import span_weights, spans_of, token_places
 from lit_tidpo.errors import InputError, check_choice, explained
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ SpecialTokens = Literal["text", "control"]
 
 _READ = ("content", "reasoning_content", "reasoning", "thinking")
 """Fields of a turn that are to be read."""
+_NO_PLACE = (
+    "special tokens in the text of messages leave marked spans without a place: set "
+    "data.special_tokens=control, or give weights in their place"
+)
 _SHOWN = 60
 """Characters that messages show of a text."""
 
@@ -114,8 +119,15 @@ class PairTokenizer:
         shifted = boundary < len(prompt)
         sides = {"chosen": chosen[boundary:], "rejected": rejected[boundary:]}
         weights = {"chosen": pair.chosen_weights, "rejected": pair.rejected_weights}
-        for side, values in weights.items():
-            _check_weights(values, len(sides[side]), side, number)
+        for side, text, ids in zip(sides, texts[1:], (chosen, rejected), strict=True):
+            _check_weights(weights[side], len(sides[side]), side, number)
+            spans = spans_of(row, side, number)
+            if spans is not None:
+                if self._guard.count(text):
+                    raise InputError(f"row {number}: {_NO_PLACE}")
+                field = row[side] if isinstance(row[side], str) else getattr(pair, side)
+                places = token_places(self.tokenizer, text, self._bos, len(ids), number)
+                weights[side] = span_weights(places, field, text, spans, number)[boundary:]
 
         kept = self._cut_prompt(prompt[:boundary], max(map(len, sides.values())))
         budget = self.options.max_length - len(kept)

@@ -3,6 +3,7 @@
 from lit_tidpo.functional.importance import (
     clip_weights,
     gaussian_prior,
+    highest_scores,
     hybrid_weights,
     normalize_scores,
     relative_to_neighbours,
@@ -32,6 +33,7 @@ from lit_tidpo.functional.predictions import (
     predictions,
     tiled_predictions,
 )
+from lit_tidpo.functional.transport import unbalanced_transport
 
 __all__ = [
     "Predictions",
@@ -39,6 +41,7 @@ __all__ = [
     "clip_weights",
     "dpo_loss",
     "gaussian_prior",
+    "highest_scores",
     "hybrid_weights",
     "kl_divergence",
     "log_odds",
@@ -58,4 +61,5 @@ __all__ = [
     "tiled_predictions",
     "token_log_probs",
     "triplet_loss",
+    "unbalanced_transport",
 ]

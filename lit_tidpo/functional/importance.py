@@ -193,3 +193,25 @@ def clip_weights(weights: Tensor, mask: Tensor, limit: float) -> Tensor:
     weights = weights.masked_fill(~mask, 0.0)
     mean = weights.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     return torch.minimum(weights, limit * mean)
+
+
+def highest_scores(scores: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+    """The masked tokens with the highest scores of each row; of like ones the earlier.
+
+    Args:
+        scores: Scores, ``[N, T]``.
+        mask: Tokens that take part, ``[N, T]`` bool.
+        counts: How many of each row, ``[N]``.
+
+    Returns:
+        True at the highest, ``[N, T]`` bool.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, True, False]])
+        >>> highest_scores(torch.tensor([[2.0, 1.0, 3.0, 9.0]]), mask, torch.tensor([2]))
+        tensor([[ True, False,  True, False]])
+    """
+    inside = scores.masked_fill(~mask, -torch.inf)
+    ranks = inside.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    highest: Tensor = mask & (ranks < counts.unsqueeze(-1))
+    return highest

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError, NonFiniteError, PluginError, check_choice
-from lit_tidpo.models.needs import FROM_THE_RUN, check_needs
+from lit_tidpo.models.needs import FROM_THE_RUN, check_needs, find, models_of
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import Results
 
@@ -46,9 +46,37 @@ class ImportanceEstimator(Component, ABC):
 
     @property
     def parts(self) -> tuple[ImportanceEstimator, ...]:
-        """The estimators among its attributes."""
+        """The estimators among its attributes, and in lists of them."""
         held = [*vars(self).values(), *vars(self).get("_modules", {}).values()]
-        return tuple(each for each in held if isinstance(each, ImportanceEstimator))
+        listed = (each if isinstance(each, list) else [each] for each in held)
+        return tuple(
+            each for some in listed for each in some if isinstance(each, ImportanceEstimator)
+        )
+
+    @property
+    def cost(self) -> str:
+        """What it costs at the most, beyond the policy's own pass, by its needs.
+
+        Forwards of other models (plain DPO has the reference's in any case), backwards to the input
+        embeddings, and what :class:`~lit_tidpo.models.needs.Need` calls its ``extra``.
+        """
+        forwards = len(models_of(self.needs) - {"policy"})
+        backwards = sum(
+            len({need.rpartition(".")[0] for need in each.own_needs if find(need).attributed})
+            for each in walk(self)
+        )
+        counted = [
+            f"{count} {name}{'s' if count > 1 else ''}"
+            for count, name in ((forwards, "forward"), (backwards, "backward"))
+            if count
+        ]
+        extra = sorted({find(need).extra for need in self.needs} - {""})
+        return ", ".join([*counted, *extra]) or "free"
+
+    @property
+    def own_needs(self) -> frozenset[str]:
+        """What it needs beyond what its parts do."""
+        return self.needs.difference(*(part.needs for part in self.parts))
 
     @abstractmethod
     def scores(self, results: Results) -> Tensor:

@@ -80,13 +80,17 @@ def input_gradient(
         target: See :class:`GradientImportance`.
         retain_graph: Whether the graph is used again.
     """
-    quantity = results[f"{model}.{_FIELDS[target]}"]
-    total = (quantity.amax(-1) if target == "max_logit" else quantity).sum()
+    total, embeddings = target_sum(results, model, target), results[f"{model}.embeddings"]
     gradient: Tensor
-    (gradient,) = torch.autograd.grad(
-        total, results[f"{model}.embeddings"], retain_graph=retain_graph
-    )
+    (gradient,) = torch.autograd.grad(total, embeddings, retain_graph=retain_graph)
     return gradient
+
+
+def target_sum(results: Results, model: str, target: Target) -> Tensor:
+    """Sum of the target over all rows, inside the graph, ``[]``."""
+    quantity = results[f"{model}.{_FIELDS[target]}"]
+    total: Tensor = (quantity.amax(-1) if target == "max_logit" else quantity).sum()
+    return total
 
 
 def gradient_norm(gradient: Tensor, norm: Norm) -> Tensor:

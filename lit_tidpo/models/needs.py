@@ -39,6 +39,7 @@ class Need:
         entropy: Whether the reduction of the logits must make the entropy.
         collision: Whether it must make the log of the collision probability.
         compared: Whether the model is compared with the policy, token by token.
+        extra: What serving it costs beside a forward of the model and a gradient.
     """
 
     words: str
@@ -52,6 +53,7 @@ class Need:
     entropy: bool = False
     collision: bool = False
     compared: bool = False
+    extra: str = ""
 
 
 OF_A_MODEL: Mapping[str, Need] = {
@@ -116,6 +118,7 @@ OF_A_MODEL: Mapping[str, Need] = {
         attrgetter("output.attentions"),
         eager=True,
         whole=True,
+        extra="eager attention",
     ),
     "scaled": Need(
         "a function of a factor: the model run once more, in eval mode, with the embeddings of the "
@@ -124,6 +127,7 @@ OF_A_MODEL: Mapping[str, Need] = {
         attrgetter("scaled"),
         attributed=True,
         whole=True,
+        extra="a forward and a backward a step",
     ),
 }
 """What can be asked of each model."""

@@ -86,6 +86,7 @@ def _check_learning(estimator: ImportanceEstimator, scores: Tensor) -> None:
 
 def _alone(batch: ResponseBatch, prompt: int, rows: list[int], width: int) -> ResponseBatch:
     """Some rows of one prompt as a batch of their own, so wide."""
+    places = {role: batch.rows(role) for role in batch.roles}
     optional = {
         name: value[rows] if value.dim() == 1 else value[rows, :width]
         for name in ("supplied_weights", "behaviour_logps", "rewards", "desirable")
@@ -96,7 +97,11 @@ def _alone(batch: ResponseBatch, prompt: int, rows: list[int], width: int) -> Re
         input_ids=batch.input_ids[rows, :width],
         prompt_lengths=batch.prompt_lengths[rows],
         lengths=batch.lengths[rows],
-        roles=batch.roles[: len(rows)],
+        roles=tuple(
+            role
+            for role, held in places.items()
+            if any(held.start <= row < held.stop for row in rows)
+        ),
         index=batch.index[prompt : prompt + 1],
         counted=batch.counted[prompt : prompt + 1],
         holders=None,

@@ -83,10 +83,10 @@ def test_the_estimators_keep_the_contract(examples, name):
 
 def test_the_combined_estimator_keeps_the_contract_and_is_what_its_parts_are(examples):
     gradient, log_ratio = GradientImportance(), LogRatioImportance()
-    product = examples["ProductImportance"](gradient, log_ratio)
-    check_importance_estimator(product)
-    assert product.needs == gradient.needs | log_ratio.needs
-    assert examples["ProductImportance"](gradient, examples["TeacherImportance"]()).signed
+    quotient = examples["QuotientImportance"](gradient, log_ratio)
+    check_importance_estimator(quotient)
+    assert quotient.needs == gradient.needs | log_ratio.needs
+    assert examples["QuotientImportance"](gradient, examples["TeacherImportance"]()).signed
 
 
 @pytest.mark.parametrize("name", ["MeanMarginLoss", "CentredLoss", "AnnealedLoss", "ListLoss"])

@@ -9,7 +9,6 @@ import torch
 
 from benchmarks.evidence.defects import measures
 from benchmarks.evidence.defects.scoring import (
-    SurprisalImportance,
     costs,
     frozen_policy,
     held_out_rows,
@@ -19,10 +18,12 @@ from benchmarks.evidence.defects.scoring import (
     weigh_rows,
 )
 from benchmarks.evidence.grid import read_yaml
+from lit_tidpo.importance.difference_importance import DifferenceImportance
 from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.gradient_log_ratio_importance import GradientLogRatioImportance
 from lit_tidpo.importance.hybrid_importance import HybridImportance
 from lit_tidpo.importance.supplied_importance import SuppliedImportance
+from lit_tidpo.importance.surprisal_importance import SurprisalImportance
 from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.models.tokenizer import load_tokenizer
 
@@ -195,11 +196,24 @@ def test_agreement_is_symmetric_and_one_with_itself():
     }
 
 
-def test_the_study_names_what_can_be_built():
+def test_who_sees_both_responses_marks_the_rejected_ones_own_tokens(rows, policy):
+    both = {"d": DifferenceImportance(0.0), "s": SurprisalImportance("reference")}
+    ours = score_rows(policy, policy, rows[:3], both)
+    alone = score_rows(policy, policy, rows[:3], {"s": both["s"]})
+    for row, scores in zip(rows, ours["d"], strict=False):
+        assert bool(scores[row.marked].any())
+        assert float(scores.mean()) < 0.5
+    for first, second in zip(ours["s"], alone["s"], strict=True):
+        torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-4)
+
+
+def test_the_study_names_what_can_be_built(tmp_path):
     """Every class and option of the configuration; a mitigation's plain one is there, too."""
     study = read_yaml("configs/evidence/defects.yaml")
     detector = {"path": "builtin:detector"}
-    estimators = made(study["estimators"], random={"seed": 3}, detector=detector)
+    (tmp_path / "tokens.jsonl").write_text('{"token_ids": [1]}')
+    rarity = {"path": str(tmp_path / "tokens.jsonl")}
+    estimators = made(study["estimators"], random={"seed": 3}, detector=detector, rarity=rarity)
     assert estimators["random"].seed == 3
     assert isinstance(estimators["gradient log_ratio"], GradientLogRatioImportance)
     options = made(study["mitigations"])

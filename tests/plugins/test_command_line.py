@@ -80,15 +80,16 @@ def rows(listing):
 def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
     listing = run("-m", "lit_tidpo", "plugins")
     assert listing.returncode == 0, listing.stderr
-    value = "lit_tidpo_surprisal.surprisal:SurprisalImportance"
-    expected = ["lit_tidpo.importance", "surprisal", value, "lit-tidpo-surprisal", "0.1.0", "ok"]
-    assert rows(listing.stdout)["surprisal"] == expected
+    value = "lit_tidpo_surprisal.surprisal:ClippedSurprisalImportance"
+    name = "clipped_surprisal"
+    expected = ["lit_tidpo.importance", name, value, "lit-tidpo-surprisal", "0.1.0", "ok"]
+    assert rows(listing.stdout)[name] == expected
 
-    choice = ["--model.importance", "surprisal", "--model.importance.power", "2"]
+    choice = ["--model.importance", name, "--model.importance.power", "2"]
     fit = run("-m", "lit_tidpo", "fit", *REQUIRED, *choice, "--print_config")
     assert fit.returncode == 0, fit.stderr
     assert yaml.safe_load(fit.stdout)["model"]["importance"] == {
-        "class_path": "lit_tidpo.importance.surprisal",
+        "class_path": f"lit_tidpo.importance.{name}",
         "init_args": {"power": 2.0, "clip": None},
     }
     assert fit.stderr == ""  # a run whose options are in order warns of nothing
@@ -106,7 +107,8 @@ def test_no_line_of_the_core_knows_the_third_party():
     files = [path for path in (ROOT / "lit_tidpo").rglob("*") if path.suffix in (".py", ".toml")]
     assert len(files) > 40
     for path in [*files, ROOT / "pyproject.toml"]:
-        assert "surprisal" not in path.read_text(encoding="utf-8"), path
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"clipped.?surprisal|lit.tidpo.(surprisal\.|deeplift)", text, re.I), path
 
 
 # The recipes of CONTRIBUTING.md

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import instantiate_class
@@ -32,20 +32,6 @@ SOURCE, START, MAX_LENGTH, BATCH = "builtin:stdlib_defects", "builtin:policy", 5
 PLAIN = frozenset({"reference.logps"})  # what plain DPO asks for
 Scores = dict[str, list[Tensor]]  # by estimator, of each row's response tokens
 Estimators = Mapping[str, ImportanceEstimator]
-
-
-class SurprisalImportance(ImportanceEstimator):
-    """``-log p`` of each token in nats, under the ``policy`` or the ``reference``."""
-
-    needs = PLAIN
-
-    def __init__(self, model: Literal["policy", "reference"]) -> None:
-        self.model = model
-
-    def scores(self, results: Results) -> Tensor:
-        """Surprisal, ``[N, T]``."""
-        logps: Tensor = results[f"{self.model}.logps"]
-        return -logps.clamp(max=0)
 
 
 def made(
@@ -123,16 +109,20 @@ def score_rows(
 ) -> Scores:
     """Scores of the rejected responses by all estimators, from one forward of each batch."""
     needs = frozenset().union(*(estimator.needs for estimator in estimators.values()))
+    paired = any(estimator.looks_at == "group" for estimator in estimators.values())
+    models = Models(policy, {"reference": FrozenModel(reference)})
     scores: Scores = {name: [torch.empty(0)] * len(rows) for name in estimators}
     # Rows of like length side by side: less is padding.
     lengths = [len(row.ids["prompt_ids"]) + len(row.rejected) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     for start in range(0, len(order), BATCH):
         places = order[start : start + BATCH]
-        batch = _batch([rows[place] for place in places]).role("rejected")
-        (results,) = Models(policy, {"reference": FrozenModel(reference)}).run([(batch, needs)])
+        batch = _batch([rows[place] for place in places])
+        if not paired:
+            batch = batch.role("rejected")
+        (results,) = models.run([(batch, needs)])
         for name, estimator in estimators.items():
-            values = _responses(estimator.scores(results).detach(), batch)
+            values = _responses(estimator.scores(results).detach(), batch)[-len(places) :]
             for place, value in zip(places, values, strict=True):
                 scores[name][place] = value
     return scores

@@ -65,8 +65,12 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
     rows, start = held_out_rows("test", study["rows"]), scoring.frozen_policy(START)
     detail = rows[: study["detail_rows"]]  # for the costly measures
     policies = [scoring.frozen_policy(f"{path}/model") for path in models["policies"]]
+    learnt = [row.ids["chosen_ids"] for row in held_out_rows("train", study["other_rows"])]
+    tokens = folder / "tokens.jsonl"
+    tokens.write_text("".join(f"{json.dumps({'token_ids': ids})}\n" for ids in learnt))
+    paths = {"rarity": {"path": str(tokens)}}
     estimators = [
-        made(study["estimators"], random={"seed": seed}, detector={"path": path})
+        made(study["estimators"], random={"seed": seed}, detector={"path": path}, **paths)
         for seed, path in enumerate(models["detectors"] or ["builtin:detector"] * len(policies))
     ]
     seeds = [
@@ -81,11 +85,7 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
     costs = scoring.costs(start, batch, estimators[0] | long, repeats)
     blind = measures.by_position(rows, held_out_rows("validation", study["other_rows"]))
     best = max((_areas([scores], rows) for scores in blind.values()), key=fmean)
-    counts = Counter(
-        token
-        for row in held_out_rows("train", study["other_rows"])
-        for token in row.ids["chosen_ids"]
-    )
+    counts = Counter(token for ids in learnt for token in ids)
     once = {"detector": estimators[0]["detector"]}  # it does not look at the policy
     untrained = score_rows(start, start, detail, options | once)
     trained = score_rows(policies[0], start, detail, options)

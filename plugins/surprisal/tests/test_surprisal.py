@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from lit_tidpo_surprisal import SurprisalImportance
+from lit_tidpo_surprisal import ClippedSurprisalImportance
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.structures import Results
@@ -15,14 +15,14 @@ LN2 = 0.693147
 
 def scores(logps=LOGPS, **options):
     results = Results(tiny_batch(), {"policy.logps": logps - 9, "reference.logps": logps})
-    return SurprisalImportance(**options).scores(results)
+    return ClippedSurprisalImportance(**options).scores(results)
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"power": 0.5}, {"power": 2.0, "clip": 3.0}], ids=["plain", "root", "clipped"]
 )
 def test_keeps_the_contract(options):
-    check_importance_estimator(SurprisalImportance(**options))
+    check_importance_estimator(ClippedSurprisalImportance(**options))
 
 
 def test_equals_numbers_worked_by_hand():
@@ -49,4 +49,4 @@ def test_a_log_prob_rounded_above_zero_scores_zero():
 )
 def test_arguments_out_of_range_are_refused(options, named):
     with pytest.raises(InputError, match=named):
-        SurprisalImportance(**options)
+        ClippedSurprisalImportance(**options)

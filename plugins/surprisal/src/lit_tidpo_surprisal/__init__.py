@@ -1,5 +1,5 @@
 """Token importance by surprisal under the reference, a plugin for lit-tidpo."""
 
-from lit_tidpo_surprisal.surprisal import SurprisalImportance
+from lit_tidpo_surprisal.surprisal import ClippedSurprisalImportance
 
-__all__ = ["SurprisalImportance"]
+__all__ = ["ClippedSurprisalImportance"]

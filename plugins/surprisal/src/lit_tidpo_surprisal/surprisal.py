@@ -9,7 +9,7 @@ from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.structures import Results
 
 
-class SurprisalImportance(ImportanceEstimator):
+class ClippedSurprisalImportance(ImportanceEstimator):
     """What surprises the reference counts: ``min(-log ref(y_t | x, y_<t), clip) ** power``.
 
     Args:
