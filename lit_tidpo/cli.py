@@ -29,6 +29,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   fit, validate, test, predict   preference optimisation (lit-tidpo fit --help)
   sft fit|validate|test          supervised fine-tuning on the chosen responses
   plugins                        importance estimators and losses that can be chosen
+  plugins --json                 all that is known of each: needs, relative cost, source, unit
   plugins --needs                what estimators and losses can ask for
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
   completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"

@@ -10,10 +10,9 @@ from lit_tidpo.structures import Results
 
 
 class ConfidenceImportance(ImportanceEstimator):
-    """1 for tokens that are less likely than the mean token of their response, 0 for all others.
+    """1 for tokens less likely than the mean of their response, else 0 (ConfPO: arXiv 2506.08712).
 
-    ConfPO (arXiv 2506.08712) trains on these alone. The mean is that of the probabilities, as in
-    its authors' code.
+    The mean is that of the probabilities, as in its authors' code.
 
     Args:
         model: Whose probabilities: the current ``policy``, the frozen ``reference``, or a further

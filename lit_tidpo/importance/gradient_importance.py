@@ -23,7 +23,7 @@ _FIELDS: dict[Target, str] = {
 
 
 class GradientImportance(ImportanceEstimator):
-    """Norm of the gradient of a target with respect to each token's input embedding (Eq. 5-6).
+    """Norm of a target's gradient for each token's input embedding (arXiv 2505.19653, Eq. 5-6).
 
     The gradient comes from the graph of the training forward itself: no second forward, and no
     parameter's gradient is touched.

@@ -16,7 +16,7 @@ from lit_tidpo.structures import Results
 
 
 class GradientTimesInputImportance(ImportanceEstimator):
-    """Absolute scalar product of each token's gradient with its embedding.
+    """Absolute scalar product of each token's gradient with its embedding (arXiv 1605.01713).
 
     That is what the target would lose, to first order, if the embedding were zero.
 

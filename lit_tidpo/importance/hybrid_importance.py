@@ -17,7 +17,7 @@ Positions = Literal["response", "all"]
 
 
 class HybridImportance(CombinedImportance):
-    """Scores mixed with a prior: ``W = lambda I_norm + (1 - lambda) P`` (Eq. 8).
+    """Scores mixed with a prior (arXiv 2505.19653, Eq. 8): ``W = lambda I_norm + (1 - lambda) P``.
 
     Args:
         estimator: Scores the tokens, ``I``; gradient attribution by default (Eq. 5-6).

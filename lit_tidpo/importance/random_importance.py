@@ -10,7 +10,7 @@ from lit_tidpo.structures import Results
 
 
 class RandomImportance(ImportanceEstimator):
-    """Uniform random scores (the paper's "random weight" ablation, Table 2).
+    """Uniform random scores, the ablation "random weight" (arXiv 2505.19653, Table 2).
 
     The scores of an example are the same whenever it is seen: they hang on the seed and the tokens
     of its row, not on the state of any generator.

@@ -10,7 +10,7 @@ from lit_tidpo.structures import Results
 
 
 class UniformImportance(ImportanceEstimator):
-    """Every token weighs alike; this is plain (T)DPO."""
+    """Every token weighs alike; this is plain DPO (arXiv 2305.18290, Eq. 7)."""
 
     def scores(self, results: Results) -> Tensor:
         """Ones, ``[N, T]``."""

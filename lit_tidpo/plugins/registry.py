@@ -16,7 +16,9 @@ import sys
 import types
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from inspect import isabstract
+from pathlib import Path
 from typing import TypeVar
 
 from lit_tidpo.errors import PluginError
@@ -144,7 +146,27 @@ def short_name_class(group: str, name: str, base: type[ComponentT]) -> type[Comp
     return alias
 
 
-def inspect(group: str, base: type) -> Iterator[tuple[EntryPoint, str, str]]:
+def is_built_in(group: str, entry: EntryPoint) -> bool:
+    """Whether a plugin is one of this package that is there; its module is not imported.
+
+    Args:
+        group: :data:`IMPORTANCE` or :data:`LOSSES`.
+        entry: An entry point of the group.
+    """
+    module, _, name = entry.value.partition(":")
+    if (
+        not module.startswith(f"{group}.")
+        or [e.name for e in registered(group)].count(entry.name) > 1
+    ):
+        return False
+    spec = find_spec(module)
+    source = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
+    return f"\nclass {name}(" in source
+
+
+def examined(
+    group: str, base: type[ComponentT]
+) -> Iterator[tuple[EntryPoint, type[ComponentT] | None, str]]:
     """Try every plugin of a group.
 
     Args:
@@ -152,12 +174,10 @@ def inspect(group: str, base: type) -> Iterator[tuple[EntryPoint, str, str]]:
         base: Class that a plugin must derive from.
 
     Yields:
-        The entry point, its class path, and ``ok`` or what is wrong with it.
+        The entry point, its class, or None if it cannot be used, and ``ok`` or what is wrong.
     """
     for entry in registered(group):
         try:
-            load(group, entry.name, base)
+            yield entry, load(group, entry.name, base), "ok"
         except PluginError as error:
-            yield entry, entry.value, str(error)
-        else:
-            yield entry, entry.value, "ok"
+            yield entry, None, str(error)

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import pytest
 from fake_distributions import ESTIMATOR, FakeSite
@@ -12,24 +13,39 @@ import lit_tidpo.losses
 from lit_tidpo.errors import InputError, PluginError
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.base import LossComponent
-from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, inspect, load, registered
+from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, examined, is_built_in, load, registered
 
 BUILT_IN = {
     IMPORTANCE: {
         "attention",
+        "attention_rollout",
         "clipped",
+        "confidence",
+        "contrast",
         "detector",
+        "difference",
         "embedding_norm",
+        "entropy",
         "gradient",
         "gradient_log_ratio",
+        "gradient_times_attention",
         "gradient_times_input",
         "hybrid",
         "integrated_gradients",
         "log_ratio",
+        "maximum",
+        "mixture",
+        "optimal_transport",
+        "per_role",
+        "position_decay",
+        "product",
         "random",
+        "rarity",
         "relative",
         "supplied",
+        "surprisal",
         "tempered",
+        "top_k",
         "uniform",
     },
     LOSSES: {"dpo", "weighted_dpo", "triplet"},
@@ -193,7 +209,7 @@ def test_nothing_is_imported_until_it_is_used(site):
 # The states that `lit-tidpo plugins` shows
 
 
-def test_inspect_tells_the_state_of_every_plugin(site):
+def test_the_state_of_every_plugin(site):
     site.add(
         "mixed",
         modules={"mixed": ESTIMATOR.format(name="Mixed"), "mixed_broken": "import surely_not_here"},
@@ -205,17 +221,18 @@ def test_inspect_tells_the_state_of_every_plugin(site):
     )
     site.add("mixed-too", importance={"mixed": "mixed:Mixed"})
     states = [
-        (entry.name, path, state) for entry, path, state in inspect(IMPORTANCE, ImportanceEstimator)
+        (entry.name, component and component.__name__, state)
+        for entry, component, state in examined(IMPORTANCE, ImportanceEstimator)
     ]
     assert [row for row in states if row[0] == "gradient"] == [
-        ("gradient", "lit_tidpo.importance.gradient_importance:GradientImportance", "ok")
+        ("gradient", "GradientImportance", "ok")
     ]
-    mixed = [(name, path, state) for name, path, state in states if name.startswith("mixed")]
-    assert [(name, path) for name, path, _ in mixed] == [
-        ("mixed", "mixed:Mixed"),
-        ("mixed", "mixed:Mixed"),
-        ("mixed_broken", "mixed_broken:X"),
-        ("mixed_kind", "os:path"),
+    mixed = [(name, found, state) for name, found, state in states if name.startswith("mixed")]
+    assert [(name, found) for name, found, _ in mixed] == [
+        ("mixed", None),
+        ("mixed", None),
+        ("mixed_broken", None),
+        ("mixed_kind", None),
     ]
     for (_, _, state), part in zip(
         mixed,
@@ -293,3 +310,25 @@ def test_a_plugin_that_could_not_be_chosen_is_not_ok(site):
         load_estimator("half")
     with pytest.raises(PluginError, match=r"letters, digits and underscores; .* hyphens\.A"):
         load_estimator("a-b")
+
+
+def test_a_plugin_of_the_package_is_known_without_an_import(site):
+    site.add(
+        "other", modules={"other": ESTIMATOR.format(name="Other")}, importance={"o": "other:O"}
+    )
+    entries = {entry.name: entry for entry in registered(IMPORTANCE)}
+    assert is_built_in(IMPORTANCE, entries["gradient"])
+    assert not is_built_in(IMPORTANCE, entries["o"])
+    for value in ("gradient_importance:Gone", "gone_importance:GradientImportance"):
+        gone = EntryPoint("gradient", f"lit_tidpo.importance.{value}", IMPORTANCE)
+        assert not is_built_in(IMPORTANCE, gone)
+
+
+def test_the_listing_of_the_package_alone_imports_no_torch():
+    code = (
+        "import sys; from lit_tidpo.cli import main; main(['plugins']); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "GradientImportance" in done.stdout
