@@ -56,7 +56,7 @@ class ModelPass:
         layer: The model's output layer; None where it is no module of its own.
         own_logits: Whether the model hands out its logits, or hidden states to which its output
             layer is applied here.
-        factor: Scales the embeddings of response tokens.
+        factor: Scales the embeddings of response tokens, alike or each one (``[N, T, 1]``).
 
     Attributes:
         output: What the model computed.
@@ -76,7 +76,7 @@ class ModelPass:
         logits_at_once: int = 2**24,
         layer: nn.Module | None = None,
         own_logits: bool = False,
-        factor: float = 1.0,
+        factor: float | Tensor = 1.0,
     ) -> None:
         # As wide as the results unless an instruction stands before the prompts.
         same = mask.shape == batch.input_ids.shape
@@ -181,11 +181,11 @@ class ModelPass:
         shape = (*self.mask.shape, *values.shape[1:])
         return values.new_zeros(shape).masked_scatter(places, values)
 
-    def scaled(self, factor: float) -> Results:
+    def scaled(self, factor: float | Tensor) -> Results:
         """Run once more with the embeddings of response tokens times a factor.
 
         Args:
-            factor: From 0 to 1.
+            factor: From 0 to 1; one for all tokens, or one for each, ``[N, T, 1]``.
 
         Returns:
             What was asked of the model.
@@ -240,7 +240,7 @@ def run_model(
     attentions: bool = False,
     with_embeddings: bool = False,
     with_logits: bool = True,
-    factor: float = 1.0,
+    factor: float | Tensor = 1.0,
 ) -> Output:
     """Run a model on rows, its output layer on the kept positions alone.
 
@@ -299,7 +299,7 @@ def run_model(
 
 @contextmanager
 def _captured_embeddings(
-    model: nn.Module, batch: ResponseBatch, rows: PackedRows | None, factor: float
+    model: nn.Module, batch: ResponseBatch, rows: PackedRows | None, factor: float | Tensor
 ) -> Iterator[list[Tensor]]:
     """Collect the output of the input embeddings; frozen embeddings get a graph of their own."""
     captured: list[Tensor] = []
@@ -309,7 +309,7 @@ def _captured_embeddings(
             # By row and position, so that an estimator need not know how the rows are laid out.
             table = output.new_zeros(*rows.taken.shape, output.shape[-1])
             output = table.masked_scatter(rows.taken.unsqueeze(-1), output)
-        if factor != 1:
+        if isinstance(factor, Tensor) or factor != 1:
             output = output.where(~batch.response_mask.unsqueeze(-1), factor * output)
         if torch.is_grad_enabled() and not output.requires_grad:
             output.requires_grad_()

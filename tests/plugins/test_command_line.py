@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import copier
 import pytest
 import yaml
 from fake_distributions import ESTIMATOR, FakeSite
@@ -18,15 +19,23 @@ from lit_tidpo.plugins.parser import PluginArgumentParser
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"^`(lit-tidpo-[^`]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
+PLUGINS = ("surprisal", "ablation")
+MADE = {"twice_surprising": "importance", "hinge_margin": "losses"}  # of plugins/template, by kind
 REQUIRED = ["--model.policy.path=builtin:policy", "--data.source=builtin:stdlib_defects"]
 
 
 @pytest.fixture(scope="module")
 def third_parties(tmp_path_factory):
-    """Folder with the sources of three third-party packages, installed into its folder `site`."""
+    """Folder with the sources of third-party packages, installed into its folder `site`."""
     folder = tmp_path_factory.mktemp("third_parties")
     ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT / "plugins" / "surprisal", folder / "surprisal", ignore=ignored)
+    for name in PLUGINS:
+        shutil.copytree(ROOT / "plugins" / name, folder / name, ignore=ignored)
+    for name, kind in MADE.items():
+        given = {"kind": kind, "name": name}
+        copier.run_copy(
+            str(ROOT / "plugins" / "template"), folder / name, given, defaults=True, quiet=True
+        )
     for name, text in RECIPES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -84,6 +93,12 @@ def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
     name = "clipped_surprisal"
     expected = ["lit_tidpo.importance", name, value, "lit-tidpo-surprisal", "0.1.0", "ok"]
     assert rows(listing.stdout)[name] == expected
+    for other in ("ablation", *MADE):
+        assert rows(listing.stdout)[other][3:] == [
+            f"lit-tidpo-{other}".replace("_", "-"),
+            "0.1.0",
+            "ok",
+        ]
 
     choice = ["--model.importance", name, "--model.importance.power", "2"]
     fit = run("-m", "lit_tidpo", "fit", *REQUIRED, *choice, "--print_config")
@@ -97,7 +112,8 @@ def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
 
 @pytest.mark.slow
 def test_the_third_parties_own_tests_pass(run):
-    tests = ["surprisal/tests", "lit-tidpo-divergence/tests", "lit-tidpo-exponential/tests"]
+    names = [*PLUGINS, *MADE, "lit-tidpo-divergence", "lit-tidpo-exponential"]
+    tests = [f"{name}/tests" for name in names]
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", *tests)
     assert done.returncode == 0, done.stdout
     assert "skipped" not in done.stdout
@@ -108,7 +124,7 @@ def test_no_line_of_the_core_knows_the_third_party():
     assert len(files) > 40
     for path in [*files, ROOT / "pyproject.toml"]:
         text = path.read_text(encoding="utf-8")
-        foreign = re.search(r"clipped.?surprisal|deeplift", text, re.IGNORECASE)
+        foreign = re.search(r"clipped.?surprisal|ablation_importance|AblationImp", text)
         assert foreign is None, path
 
 
