@@ -121,7 +121,7 @@ OF_A_MODEL: Mapping[str, Need] = {
         extra="eager attention",
     ),
     "scaled": Need(
-        "a function of a factor, one for all tokens or `[N, T, 1]`: the model run once more, in eval "
+        "a function of a factor, one for all tokens or for each: the model run once more, in eval "
         "mode, with the embeddings of the response times the factor, and what was asked of it",
         "a function",
         attrgetter("scaled"),
