@@ -30,6 +30,7 @@ LAYERS = {
     "losses.pair": 1,
     "losses.divergences": 1,
     "importance.combining": 1,
+    "importance.token_files": 1,
     "importance.": 2,
     "losses.": 2,
     "objective": 2,

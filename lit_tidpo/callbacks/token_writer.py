@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.errors import InputError
+from lit_tidpo.models.kept_logps import row_keys
 from lit_tidpo.modules.runtime import from_all_ranks
 from lit_tidpo.structures import Prediction
 
@@ -24,7 +25,8 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
         tokenizer: Turns ids into text; None leaves the text out.
 
     Yields:
-        ``index`` of the prompt in its data set, ``role``, and lists with one entry for each
+        ``index`` of the prompt in its data set, ``role``, ``row``, which names prompt and response
+        by their tokens, and lists with one entry for each
         response token: ``token_ids``, ``tokens`` (text), what was computed of it under the name of
         the need with a line for the dot (``policy_logps``, ``reference_logps``, ``reference_kl``,
         ``weights``, ``scores``, ...), and ``log_ratios``.
@@ -34,6 +36,7 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
         columns = {need.replace(".", "_"): values for need, values in results.items()}
         if "reference.logps" in results:
             columns["log_ratios"] = results.log_ratios
+        keys = row_keys(results.batch)
         for place, index in enumerate(results.batch.index.tolist()):
             if not bool(results.batch.counted[place]):
                 continue
@@ -42,6 +45,7 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
             yield {
                 "index": index,
                 "role": role,
+                "row": keys[place].hex(),
                 "token_ids": token_ids,
                 "tokens": [tokenizer.decode([token]) for token in token_ids] if tokenizer else [],
                 **{name: values[place][mask].tolist() for name, values in columns.items()},

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
-from lit_tidpo.errors import InputError, check_positive, explained
+from lit_tidpo.errors import check_positive
 from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.importance.token_files import read_columns
 from lit_tidpo.structures import Results
-
-_COLUMN = "token_ids"
 
 
 class RarityImportance(ImportanceEstimator):
@@ -44,19 +41,6 @@ class RarityImportance(ImportanceEstimator):
 
 def _shares(path: str) -> Tensor:
     """Share of each token id in a file, as many as its highest id asks for."""
-    import pyarrow.json
-    import pyarrow.parquet
-
-    file = Path(path).expanduser()
-    readers = {".jsonl": pyarrow.json.read_json, ".parquet": pyarrow.parquet.read_table}
-    if file.suffix not in readers or not file.is_file():
-        raise InputError(
-            f"path={path!r} of the rarity: expected a .jsonl or .parquet file that predict wrote"
-        )
-    with explained(f"path={path!r} of the rarity cannot be read"):
-        table = readers[file.suffix](file)
-        if _COLUMN not in table.column_names:
-            raise InputError(f"expected a column {_COLUMN!r}; it has {table.column_names}")
-        lists = table[_COLUMN].combine_chunks()
-        counts = torch.tensor(lists.flatten().to_pylist(), dtype=torch.long).bincount(minlength=1)
+    (lists,) = read_columns("rarity.path", path, ("token_ids",))
+    counts = torch.tensor(lists.flatten().to_pylist(), dtype=torch.long).bincount(minlength=1)
     return counts / counts.sum().clamp(min=1)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from lit_tidpo import importance
 from lit_tidpo.importance.base import ImportanceEstimator
+from lit_tidpo.models.kept_logps import row_keys
 from lit_tidpo.plugins.registry import IMPORTANCE, load, registered
-from lit_tidpo.testing import check_importance_estimator
+from lit_tidpo.testing import check_importance_estimator, tiny_batch
 
 NAMES = sorted({entry.name for entry in registered(IMPORTANCE)})
 
@@ -21,8 +24,14 @@ def arguments(tmp_path):
     """What the constructors have to be given."""
     file = tmp_path / "tokens.jsonl"
     file.write_text('{"token_ids": [3, 4, 4, 7]}\n')
+    kept, batch = tmp_path / "weights.jsonl", tiny_batch()
+    lengths = batch.response_mask.sum(-1).tolist()
+    rows = zip(row_keys(batch), lengths, strict=True)
+    lines = [json.dumps({"row": key.hex(), "weights": [0.5] * count}) for key, count in rows]
+    kept.write_text("\n".join(lines))
     return {
         "detector": {"path": "builtin:detector"},
+        "stored": {"path": str(kept)},
         "rarity": {"path": str(file)},
         "product": {"estimators": several()},
         "mixture": {"estimators": several()},

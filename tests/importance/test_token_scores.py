@@ -149,9 +149,9 @@ def test_rarity_by_hand(tmp_path, suffix):
 def test_files_that_count_nothing_are_refused(tmp_path):
     (tmp_path / "no.jsonl").write_text('{"tokens": [1]}\n')
     (tmp_path / "bad.jsonl").write_text("nothing of the kind")
-    with pytest.raises(InputError, match=r"expected a column 'token_ids'; it has \['tokens'\]"):
+    with pytest.raises(InputError, match=r"has the columns \['tokens'\]: expected \['token_ids'\]"):
         RarityImportance(str(tmp_path / "no.jsonl"))
-    with pytest.raises(InputError, match=r"bad\.jsonl' of the rarity cannot be read"):
+    with pytest.raises(InputError, match=r"bad\.jsonl' cannot be read"):
         RarityImportance(str(tmp_path / "bad.jsonl"))
     with pytest.raises(InputError, match=r"expected a \.jsonl or \.parquet file"):
         RarityImportance(str(tmp_path / "nowhere.jsonl"))

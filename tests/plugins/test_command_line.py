@@ -94,11 +94,8 @@ def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
     expected = ["lit_tidpo.importance", name, value, "lit-tidpo-surprisal", "0.1.0", "ok"]
     assert rows(listing.stdout)[name] == expected
     for other in ("ablation", *MADE):
-        assert rows(listing.stdout)[other][3:] == [
-            f"lit-tidpo-{other}".replace("_", "-"),
-            "0.1.0",
-            "ok",
-        ]
+        owner = f"lit-tidpo-{other}".replace("_", "-")
+        assert rows(listing.stdout)[other][3:] == [owner, "0.1.0", "ok"]
 
     choice = ["--model.importance", name, "--model.importance.power", "2"]
     fit = run("-m", "lit_tidpo", "fit", *REQUIRED, *choice, "--print_config")

@@ -42,6 +42,7 @@ BUILT_IN = {
         "random",
         "rarity",
         "relative",
+        "stored",
         "supplied",
         "surprisal",
         "tempered",
