@@ -104,7 +104,8 @@ class ModelPass:
             self._kept,
             layer,
             rows,
-            attentions="attentions" in fields,
+            # Hooks that transformers puts in where they are first asked for are there from now on.
+            attentions=any(need.eager for need in self._needs),
             with_embeddings=any(need.attributed for need in self._needs),
             with_logits=self._head is None,
             factor=factor,
@@ -180,6 +181,25 @@ class ModelPass:
         places = self.mask if values.dim() == 1 else self.mask.unsqueeze(-1)
         shape = (*self.mask.shape, *values.shape[1:])
         return values.new_zeros(shape).masked_scatter(places, values)
+
+    @torch.no_grad()
+    def attend(self, rows: ResponseBatch) -> tuple[Tensor, ...]:
+        """Attention that the last token of each of some rows pays, in eval mode.
+
+        Args:
+            rows: Other rows, on the model's device.
+
+        Returns:
+            ``[N, heads, T]`` a layer.
+        """
+        none = torch.zeros_like(rows.attention_mask)
+        with evaluating(self.model):
+            output = run_model(
+                self.model, rows, none, self._layer, attentions=True, with_logits=False
+            )
+        assert output.attentions is not None
+        place = torch.arange(len(none), device=none.device)
+        return tuple(layer[place, :, rows.lengths - 1] for layer in output.attentions)
 
     def scaled(self, factor: float | Tensor) -> Results:
         """Run once more with the embeddings of response tokens times a factor.

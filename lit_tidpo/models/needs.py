@@ -120,6 +120,14 @@ OF_A_MODEL: Mapping[str, Need] = {
         whole=True,
         extra="eager attention",
     ),
+    "attend": Need(
+        "a function of rows: in eval mode and without a graph, the attention that the last token "
+        "of each row pays, a layer `[N, heads, T]`",
+        "a function",
+        attrgetter("attend"),
+        eager=True,
+        extra="forwards over other rows under eager attention",
+    ),
     "scaled": Need(
         "a function of a factor, one for all tokens or for each: the model run once more, in eval "
         "mode, with the embeddings of the response times the factor, and what was asked of it",

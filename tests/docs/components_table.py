@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 from lit_tidpo.commands.catalogue import catalogue
@@ -17,6 +18,7 @@ COLUMNS = {
 PARTS = "of its parts"
 
 
+@cache
 def built_in():
     """What is known of each component of this distribution, its test included."""
     return [
@@ -36,6 +38,7 @@ def proof(component):
     return str((own or found)[0].relative_to(ROOT)) if found else None
 
 
+@cache
 def _imported(path):
     """Names that a file imports from a component's module."""
     return {

@@ -15,6 +15,24 @@ from lit_tidpo.testing import check_importance_estimator, tiny_batch
 NAMES = sorted({entry.name for entry in registered(IMPORTANCE)})
 
 
+TEMPLATE = "compare {prompt} a {first} b {second} better"
+
+
+def small_tokenizer(folder):
+    """A tokenizer whose ids the tiny policies know."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "compare", "a", "b", "better"]
+    ids = {word: place for place, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    ).save_pretrained(folder / "tokenizer")
+    return str(folder / "tokenizer")
+
+
 def several():
     return [importance.gradient(), importance.surprisal()]
 
@@ -31,6 +49,7 @@ def arguments(tmp_path):
     kept.write_text("\n".join(lines))
     return {
         "detector": {"path": "builtin:detector"},
+        "judged_attention": {"tokenizer": small_tokenizer(tmp_path), "template": TEMPLATE},
         "stored": {"path": str(kept)},
         "rarity": {"path": str(file)},
         "product": {"estimators": several()},

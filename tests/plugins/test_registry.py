@@ -32,6 +32,7 @@ BUILT_IN = {
         "gradient_times_input",
         "hybrid",
         "integrated_gradients",
+        "judged_attention",
         "log_ratio",
         "maximum",
         "mixture",
