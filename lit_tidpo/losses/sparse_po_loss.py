@@ -43,11 +43,13 @@ class SparsePOLoss(nn.Module, DPOLoss):
     def loss(self, context: LossContext) -> Tensor:
         """``-log sigmoid`` of the masked margin, ``[B]``."""
         margin = self.score(context, "chosen") - self.score(context, "rejected")
-        chosen, rejected = (
-            sequence_sum(each["reference.kl"], each.mask, self._masks(context, role)[..., -1])
-            for role, each in ((role, context[role]) for role in ("chosen", "rejected"))
-        )
+        chosen, rejected = (self._divergence(context, role) for role in ("chosen", "rejected"))
         return dpo_loss(tdpo_margin(margin, chosen, rejected, alpha=1.0, variant=1), self.beta)
+
+    def _divergence(self, context: LossContext, role: str) -> Tensor:
+        results = context[role]
+        masks = self._masks(context, role)[..., -1]
+        return sequence_sum(results["reference.kl"], results.mask, masks)
 
     def _masks(self, context: LossContext, role: str) -> Tensor:
         masks: Tensor = self.masks(context[role]["reference.hidden"].float())

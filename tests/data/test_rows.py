@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.data.rows import preference_pair, row_numbers
 from lit_tidpo.errors import InputError
 
 
@@ -189,3 +191,23 @@ def test_a_prompt_that_both_responses_repeat_is_a_problem():
     row = {"prompt": "Q: 2+2\nA:", "chosen": "Q: 2+2\nA: 4", "rejected": "Q: 2+2\nA: 5"}
     assert preference_pair(row, 0).problem == "prompt repeated in both responses"
     assert preference_pair({**row, "rejected": " 5"}, 0).problem == ""
+
+
+def test_the_numbers_of_a_row_are_read_where_there_are_any():
+    row = {"chosen": "x a", "rejected": "x b", "score_chosen": 4, "pair_weight": 0.5}
+    found = {"score_chosen": 4.0, "score_rejected": None, "pair_weight": 0.5}
+    assert row_numbers(row, 0) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("pair_weight", -1.0, "a number of 0 or more"),
+        ("pair_weight", math.inf, "a number of 0 or more"),
+        ("score_chosen", "good", "a finite number"),
+        ("score_rejected", math.nan, "a finite number"),
+    ],
+)
+def test_other_numbers_are_refused(name, value, expected):
+    with pytest.raises(InputError, match=f"row 3: column '{name}' holds .*; expected {expected}"):
+        row_numbers({name: value}, 3)
