@@ -1,5 +1,6 @@
 """Every shipped configuration parses and does what it says."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -24,16 +25,22 @@ BUILT_IN = {e.name for e in registered(LOSSES) if e.value.startswith("lit_tidpo.
 ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
 
 
-def parsed(*files, module=PreferenceModule):
-    """The module that a stack of configurations builds."""
-    args = [f"--config={file}" for file in files]
-    load_named_plugins(args)
+@functools.cache
+def parser_of(module):
     parser = PluginArgumentParser()
     parser.add_lightning_class_args(module, "model")
     parser.add_lightning_class_args(PreferenceDataModule, "data")
     parser.add_argument("--config", action="config")
     parser.add_argument("--trainer", type=dict)
     parser.add_argument("--seed_everything", type=int)
+    return parser
+
+
+def parsed(*files, module=PreferenceModule):
+    """The module that a stack of configurations builds."""
+    args = [f"--config={file}" for file in files]
+    load_named_plugins(args)
+    parser = parser_of(module)
     config = parser.parse_args([*args, "--data.tokenizer=builtin:policy"])
     return parser.instantiate_classes(config).model
 
@@ -143,6 +150,7 @@ def test_a_configuration_names_a_schedule_by_its_class(tmp_path):
     path.write_text(
         """
         model:
+          importance: null
           losses:
             dpo:
               class_path: dpo

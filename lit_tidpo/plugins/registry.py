@@ -14,6 +14,7 @@ import importlib
 import pkgutil
 import sys
 import types
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -31,7 +32,12 @@ ComponentT = TypeVar("ComponentT")
 
 def registered(group: str) -> list[EntryPoint]:
     """Entry points of a group, by name, then by distribution."""
-    return sorted(entry_points(group=group), key=lambda entry: (entry.name, distribution(entry)))
+    found = entry_points(group=group)
+    count = Counter(entry.name for entry in found)
+    # Its distribution is read from a file, for each look at each of many plugins.
+    return sorted(
+        found, key=lambda entry: (entry.name, distribution(entry) if count[entry.name] > 1 else "")
+    )
 
 
 def distribution(entry: EntryPoint) -> str:
