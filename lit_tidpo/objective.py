@@ -218,14 +218,14 @@ class Objective:
                 results[need] = value
         return found
 
-    def weigh(self, results: Results, share: float | None = 0.0) -> None:
+    def weigh(self, results: Results, share: float | None = None) -> None:
         """Add the ``weights`` that the estimator's scores become, ``[N, T]``, and the ``scores``.
 
         Of an estimator that is made of others, ``scores`` are those of the first one inside.
 
         Args:
             results: What the estimator needs.
-            share: Share of the run that is done, which its schedules go by.
+            share: Share of the run that is done, which its schedules go by; None is its end.
         """
         scores = checked_scores(at(self.importance, share), results)
         results.setdefault("scores", scores.detach())

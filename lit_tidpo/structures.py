@@ -52,7 +52,8 @@ class ResponseBatch:
         behaviour_logps: Log-probs under the model that wrote the responses, ``[N, T]``, or None.
         desirable: Whether each response is desirable, from the data, ``[N]`` bool, or None.
         pair_weights: How much each group counts, from the data, ``[B]``, or None.
-        sampled: Whether the policy wrote the responses during this run.
+        sampled: Whether the rows are none of the data: the policy wrote the responses during this run,
+            or they stand under other prompts.
     """
 
     input_ids: Tensor
@@ -177,6 +178,7 @@ class ResponseBatch:
             rewards=None,
             behaviour_logps=None,
             upcoming=(),
+            sampled=True,
         )
 
     def pairs_of_rows(self) -> list[tuple[int, int]]:

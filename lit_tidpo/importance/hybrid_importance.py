@@ -6,11 +6,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.errors import check_choice, check_share
 from lit_tidpo.functional.importance import hybrid_weights, normalize_scores
 from lit_tidpo.importance.base import CombinedImportance, ImportanceEstimator, checked_scores
 from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.priors import GaussianPrior, Prior
+from lit_tidpo.schedules import Scalar
 from lit_tidpo.structures import Results
 
 Positions = Literal["response", "all"]
@@ -34,11 +35,10 @@ class HybridImportance(CombinedImportance):
         self,
         estimator: ImportanceEstimator | None = None,
         prior: Prior | None = None,
-        mix: float = 0.7,
+        mix: Scalar = 0.7,
         positions: Positions = "response",
     ) -> None:
-        if not 0 <= mix <= 1:
-            raise InputError(f"mix={mix}: expected a number from 0 to 1")
+        check_share("mix", mix)
         check_choice("positions", positions, Positions)
         self.estimator = GradientImportance() if estimator is None else estimator
         self.prior = GaussianPrior() if prior is None else prior

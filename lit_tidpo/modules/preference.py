@@ -308,7 +308,7 @@ class PreferenceModule(ReferencedModule):
         models, needs = self.models, self.objective.importance_needs
         with evaluating(models.policy):
             (results,) = self.objective.ask(models, (batch, needs))
-        self.objective.weigh(results)
+        self.objective.weigh(results, share=0.0)
         self.kept_weights.store(batch, results["weights"], step=0)
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:

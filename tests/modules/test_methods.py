@@ -63,6 +63,14 @@ def test_it_trains(model_folder, scored, name, options):
     assert ("train/rewards/margins" in recorder.metrics[-1]) == (name != "tpo")
 
 
+def test_kto_keeps_the_reference_for_rows_that_no_cache_has(model_folder, data, tmp_path):
+    cached, plain = (
+        fit(make_module(model_folder, losses={"kto": make("kto")}, **options), data, max_steps=2)
+        for options in ({"reference_cache": str(tmp_path)}, {})
+    )
+    assert_same(cached.parameters[-1], plain.parameters[-1], atol=1e-6)
+
+
 def test_masks_and_means_are_saved_with_the_policy(model_folder, scored, tmp_path):
     losses = {"masks": SparsePOLoss(), "bco": make("bco"), "moving": make("beta_dpo")}
     module = make_module(model_folder, losses=losses)
