@@ -52,7 +52,7 @@ class ResponseBatch:
         behaviour_logps: Log-probs under the model that wrote the responses, ``[N, T]``, or None.
         desirable: Whether each response is desirable, from the data, ``[N]`` bool, or None.
         pair_weights: How much each group counts, from the data, ``[B]``, or None.
-        sampled: Whether the rows are none of the data: the policy wrote the responses during this run,
+        sampled: Whether the rows are none of the data: the policy wrote the responses in this run,
             or they stand under other prompts.
     """
 

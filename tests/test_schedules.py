@@ -100,7 +100,7 @@ def test_what_leaves_its_range_is_refused(make, message):
 
 
 def test_it_is_stored_as_plain_data():
-    assert as_plain_data(DPOLoss(beta=PiecewiseSchedule(POINTS)))["init_args"]["beta"] == {
-        "class_path": "lit_tidpo.schedules.PiecewiseSchedule",
-        "init_args": {"points": POINTS},
+    assert as_plain_data(DPOLoss(beta=LinearSchedule(0.1, 0.5)))["init_args"]["beta"] == {
+        "class_path": "lit_tidpo.schedules.LinearSchedule",
+        "init_args": {"start": 0.1, "end": 0.5, "until": 1.0},
     }

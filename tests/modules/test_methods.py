@@ -90,8 +90,7 @@ def test_a_run_with_means_and_draws_goes_on_as_if_it_had_not_stopped(
         return make_module(model_folder, losses={n: make(n) for n in ("bco", "beta_dpo")})
 
     whole = fit(module(), scored, tmp_path, max_steps=3)
-    folder = tmp_path / "again"
-    rest = fit(module(), scored, folder, ckpt_path=tmp_path / "step=1.ckpt", max_steps=3)
+    rest = fit(module(), scored, tmp_path, ckpt_path=tmp_path / "step=1.ckpt", max_steps=3)
     assert_same(rest.parameters[-1], whole.parameters[-1])
 
 

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 from fake_distributions import ESTIMATOR, FakeSite
@@ -15,6 +16,7 @@ from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, examined, is_built_in, load, registered
 
+LOSS_FILES = Path(lit_tidpo.losses.__file__).parent.glob("*_loss.py")
 BUILT_IN = {
     IMPORTANCE: {
         "attention",
@@ -50,7 +52,7 @@ BUILT_IN = {
         "top_k",
         "uniform",
     },
-    LOSSES: {"dpo", "weighted_dpo", "triplet"},
+    LOSSES: {path.stem.removesuffix("_loss") for path in LOSS_FILES},
 }
 
 
