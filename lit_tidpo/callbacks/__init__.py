@@ -1,6 +1,7 @@
 """Callbacks: what is written beside the logs."""
 
 from lit_tidpo.callbacks.report_page import ReportPage
+from lit_tidpo.callbacks.sample_generations import SampleGenerations
 from lit_tidpo.callbacks.token_writer import TokenWriter
 
-__all__ = ["ReportPage", "TokenWriter"]
+__all__ = ["ReportPage", "SampleGenerations", "TokenWriter"]

@@ -15,6 +15,7 @@ _WARNINGS = (
     r".*does not have many workers",  # batches of tokens that are there already
     r"Consider setting `persistent_workers",
     r"The `srun` command is available",
+    r"When using the `ThroughputMonitor`, you need to define",  # of operations, which we count not
     r"`is_gradient_checkpointing` is deprecated",  # peft under transformers 5
 )
 _LINES = ("💡 Tip", "TPU available", "HPU available", "Seed set to")

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +23,7 @@ from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.models.quirks import inner_model
 from lit_tidpo.models.sharding import check_strategy, shard
+from lit_tidpo.modules.callback_checks import check_callbacks
 from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.structures import ResponseBatch
@@ -85,18 +85,16 @@ class PolicyModule(LightningModule):
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(values)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Add none, and refuse those that cannot work; later, some would fail without a reason."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            check_callbacks(self.trainer, self.policy is not None)
+        return []
+
     def setup(self, stage: str) -> None:
         """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
         trainer = self.trainer
         check_strategy(trainer.strategy, trainer.precision_plugin, self.device_mesh, self.policy)
-        averages = any(isinstance(each, StochasticWeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
-        # Another one of Lightning's, WeightAveraging, has the policy built by itself.
-        if stage == "fit" and self.policy is None and averages:
-            raise InputError(
-                "StochasticWeightAveraging copies the module before the Trainer has built the "
-                "policy, and would average nothing: take WeightAveraging, or call "
-                "module.configure_model() before fit"
-            )
 
     def configure_model(self) -> None:
         """Build the policy, once."""

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 
@@ -41,7 +42,7 @@ def parsers(monkeypatch):
 
         monkeypatch.setattr(TidpoCLI, "parse_arguments", keep)
         with pytest.raises(_BuiltError):
-            TidpoCLI(module, "lit-tidpo", [])
+            TidpoCLI(module, "lit-tidpo", [], False, ExitStack())
         return built[0]
 
     return build
@@ -121,6 +122,7 @@ def test_help_and_wrong_words_import_no_torch():
         ["--help"],
         ["fit", "--help"],
         ["export", "--help"],
+        ["schema"],
         ["fot"],
         ["fit", "--trainer.max_step", "3"],
     ]

@@ -1,0 +1,47 @@
+"""Callbacks of Lightning's that would do nothing, or something else, with a policy of ours."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+
+from lit_tidpo.errors import InputError
+
+_ALWAYS: dict[type[Callback], str] = {
+    LearningRateFinder: "sets an attribute lr of the module, but the rate is the optimizer's, "
+    "which is made later: try some model.optimizer.lr by short runs",
+    BatchSizeFinder: "sets an attribute batch_size, which the loaders of our data do not read: try "
+    "some data.batch_size by trainer.max_steps=3",
+    ModelPruning: "puts masks in the place of weights under other names, which neither the "
+    "reference nor an export has: prune the exported model",
+    BackboneFinetuning: "freezes an attribute backbone of the module, which has none: train "
+    "adapters by model.policy.lora",
+}
+_BEFORE_THE_POLICY: dict[type[Callback], str] = {
+    StochasticWeightAveraging: "copies the module before the Trainer has built the policy, and "
+    "would average nothing: take WeightAveraging, or call module.configure_model() before fit",
+}
+
+
+def check_callbacks(trainer: Trainer, is_built: bool) -> None:
+    """Refuse callbacks that cannot work, with the reason and what does.
+
+    Args:
+        trainer: The Trainer, before ``fit``.
+        is_built: Whether the policy is there already; otherwise the Trainer has it built later.
+
+    Raises:
+        InputError: If there is such a callback.
+    """
+    refused = _ALWAYS if is_built else {**_ALWAYS, **_BEFORE_THE_POLICY}
+    for callback in vars(trainer)["callbacks"]:
+        for kind, reason in refused.items():
+            if isinstance(callback, kind):
+                raise InputError(f"{kind.__name__} {reason}")
