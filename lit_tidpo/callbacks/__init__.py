@@ -1,7 +1,8 @@
 """Callbacks: what is written beside the logs."""
 
+from lit_tidpo.callbacks.moving_reference import MovingReference
 from lit_tidpo.callbacks.report_page import ReportPage
 from lit_tidpo.callbacks.sample_generations import SampleGenerations
 from lit_tidpo.callbacks.token_writer import TokenWriter
 
-__all__ = ["ReportPage", "SampleGenerations", "TokenWriter"]
+__all__ = ["MovingReference", "ReportPage", "SampleGenerations", "TokenWriter"]

@@ -15,6 +15,10 @@ class StartingValues(Callback):
     first: ``trainer.num_sanity_val_steps: -1``.
     """
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start over."""
+        self._told = False
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a whole validation before training."""
         if trainer.sanity_checking and trainer.num_sanity_val_batches == trainer.num_val_batches:
@@ -29,7 +33,8 @@ class StartingValues(Callback):
         batch_idx: int,
     ) -> None:
         """Log the first step, unless the loggers do."""
-        first = trainer.global_step == 1 and not trainer.fit_loop._should_accumulate()
+        first = trainer.global_step == 1 and not self._told
+        self._told |= first
         if first and vars(trainer)["log_every_n_steps"] != 1:
             _log(trainer, "train/")
 

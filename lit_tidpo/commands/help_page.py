@@ -16,10 +16,10 @@ _ABOUT = {
     "predict": "Write log-probs and importance weights of every response token.",
 }
 _EXAMPLES = {
-    "fit": "--model.importance gradient --trainer.max_steps 100",
-    "validate": "--ckpt_path runs/.../last.ckpt",
-    "test": "--data.test_split validation --ckpt_path runs/.../last.ckpt",
-    "predict": "--ckpt_path runs/.../last.ckpt --tokens.path tokens.jsonl",
+    "fit": "--model.importance gradient --run first --resume",
+    "validate": "--run first",
+    "test": "--data.test_split validation --run first --ckpt_path best",
+    "predict": "--run first --tokens.path tokens.jsonl",
 }
 _TITLES = {
     "": "The run",

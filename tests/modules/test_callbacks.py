@@ -34,20 +34,26 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger
 
-from lit_tidpo.callbacks import SampleGenerations
+from lit_tidpo.callbacks import MovingReference, SampleGenerations
 from lit_tidpo.callbacks.throughput import prompts, tokens
 from lit_tidpo.errors import InputError
+from lit_tidpo.losses.base import LossComponent
+from lit_tidpo.losses.dpo_loss import DPOLoss
 
 from .runs import (
+    LORA,
     NO_TRIPLET,
     QUIET,
     assert_same,
     byte_tokenizer,
+    every_step,
+    fit,
     make_built,
     make_data,
     make_module,
     parameters,
     quiet_trainer,
+    reference_of,
 )
 
 pytestmark = [
@@ -109,6 +115,13 @@ def train(source, model_folder, folder, *callbacks):
     )
     trainer.fit(module, make_data(source, model_folder))
     return parameters(module)
+
+
+class MeanLogps(LossComponent):
+    """Without a reference."""
+
+    def loss(self, context):
+        return -context["chosen"]["policy.logps"].sum(-1)
 
 
 @pytest.fixture
@@ -179,3 +192,47 @@ def test_a_run_ends_where_the_policy_is_too_far_from_its_reference(source, model
     trainer.fit(module, make_data(source, model_folder))
     assert float(trainer.callback_metrics["train/kl/chosen"]) > 1e-4
     assert 1 < trainer.global_step < 9
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_a_reference_that_moves_is_that_of_the_formula_also_after_a_restart(
+    source, model_folder, tmp_path
+):
+    """By a loop over the parameters of each step; the run that goes on ends with the same."""
+
+    def run(steps, path=None):
+        module = make_module(model_folder, **NO_TRIPLET)
+        moving = MovingReference(alpha=0.25, every_n_steps=2)
+        saver = every_step(tmp_path / ("on" if path else "whole"))
+        recorder = fit(
+            module,
+            make_data(source, model_folder, batch_size=2),
+            ckpt_path=path,
+            max_steps=steps,
+            callbacks=[moving, *saver["callbacks"]],
+            enable_checkpointing=True,
+        )
+        return recorder.parameters, reference_of(module).model.state_dict()
+
+    steps, found = run(5)
+    start = parameters(make_built(model_folder, **NO_TRIPLET))
+    for name, expected in start.items():
+        for step in (2, 4):
+            expected = 0.25 * steps[step - 1][name] + 0.75 * expected
+        torch.testing.assert_close(found[name.removeprefix("policy.")], expected)
+    _, again = run(5, str(tmp_path / "whole" / "step=3.ckpt"))
+    assert_same(dict(again), dict(found))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"policy": LORA}, {"reference_cache": "cache"}, {"losses": {"preference": MeanLogps()}}],
+)
+def test_a_reference_that_cannot_move_is_refused(
+    source, model_folder, tmp_path, monkeypatch, options
+):
+    monkeypatch.chdir(tmp_path)
+    module = make_module(model_folder, **{"losses": {"preference": DPOLoss()}, **options})
+    with pytest.raises(InputError, match=r"reference cannot move|the reference moves"):
+        fit(module, make_data(source, model_folder), callbacks=[MovingReference()])
