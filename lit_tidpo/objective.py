@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
@@ -10,6 +10,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from lit_tidpo.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, NonFiniteError, check_choice, numbers_of
 from lit_tidpo.functional.importance import Scale, scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores
@@ -142,13 +143,15 @@ class Objective:
             Losses and what they saw.
 
         Raises:
-            NonFiniteError: If a loss is NaN or infinite.
+            InputError: If a component returns what it must not.
+            NonFiniteError: If scores or a loss are NaN or infinite.
         """
         asked = self.needs if weights is not None else self.needs | self.importance_needs
         requests = [(batch, asked | _log_ratios(models))]
         if anchors is not None:
             requests.append((anchors, _log_ratios(models)))
         responses, *rest = self.ask(models, *requests)
+        responses.checks = checks = DeferredChecks()
         if weights is not None:
             responses["weights"] = weights
         elif "weights" in self.needs:
@@ -161,7 +164,8 @@ class Objective:
             losses[name] = found.values.expand(batch.size)
             for key, value in found.quantities.items():
                 quantities[f"{name}/{key}"] = value.detach().expand(batch.size)
-        _check_finite(losses, batch)
+            checks.expect(losses[name].detach().isfinite().all(), _not_finite(name, losses, batch))
+        checks.settle()
         total = sum(value_at(self.factors[name], share) * loss for name, loss in losses.items())
         assert isinstance(total, Tensor)
         if batch.pair_weights is not None:
@@ -237,14 +241,14 @@ def _log_ratios(models: Models) -> frozenset[str]:
     return _LOG_RATIOS if "reference" in models.others else frozenset()
 
 
-def _check_finite(losses: Mapping[str, Tensor], batch: ResponseBatch) -> None:
-    finite = torch.stack([loss.detach().isfinite() for loss in losses.values()])
-    if bool(finite.all()):
-        return
-    for name, good in zip(losses, finite, strict=True):
-        if not bool(good.all()):
-            raise NonFiniteError(
-                f"loss {name!r} is NaN or infinite for the pairs {batch.index[~good].tolist()} of "
-                "the data set: lower the learning rate, or set model.non_finite=skip to leave such "
-                "steps out"
-            )
+def _not_finite(
+    name: str, losses: Mapping[str, Tensor], batch: ResponseBatch
+) -> Callable[[], NonFiniteError]:
+    def error() -> NonFiniteError:
+        pairs = batch.index[~losses[name].isfinite()].tolist()
+        return NonFiniteError(
+            f"loss {name!r} is NaN or infinite for the pairs {pairs} of the data set: lower the "
+            "learning rate, or set model.non_finite=skip to leave such steps out"
+        )
+
+    return error

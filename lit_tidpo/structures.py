@@ -28,14 +28,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_tidpo.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError
+from lit_tidpo.host_rows import HostRows, Rows, to_device
+
+_ON_HOST = tuple(field.name for field in dataclasses.fields(HostRows))
 
 Holders = tuple[tuple[int, ...], ...]
 
 
 @dataclass
-class ResponseBatch:
+class ResponseBatch(Rows):
     """Responses as right-padded rows of ``prompt + response`` tokens.
+
+    What was on the host stays known there when the batch moves to a device; see :attr:`host`.
 
     Attributes:
         input_ids: Token ids, ``[N, T]``.
@@ -56,9 +62,6 @@ class ResponseBatch:
             or they stand under other prompts.
     """
 
-    input_ids: Tensor
-    prompt_lengths: Tensor
-    lengths: Tensor
     roles: tuple[str, ...]
     index: Tensor
     counted: Tensor
@@ -91,20 +94,25 @@ class ResponseBatch:
         """Number of prompts ``B``."""
         return len(self.index)
 
-    @property
-    def positions(self) -> Tensor:
-        """Positions ``0 .. T - 1``, ``[T]``."""
-        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _ON_HOST and value.device.type == "cpu":
+            # A new dictionary, as copies share the old one.
+            self.__dict__["_host"] = {**self.__dict__.get("_host", {}), name: value}
+        super().__setattr__(name, value)
 
     @property
-    def attention_mask(self) -> Tensor:
-        """True at the tokens of prompt and response, from the lengths alone, ``[N, T]`` bool."""
-        return self.positions < self.lengths[:, None]
+    def host(self) -> HostRows:
+        """The same rows on the host, without waiting for a device where they came from the host."""
+        known: dict[str, Tensor] = self.__dict__.get("_host", {})
+        missing = {name: getattr(self, name).cpu() for name in _ON_HOST if name not in known}
+        if missing:
+            self.__dict__["_host"] = known = known | missing
+        return HostRows(**known)
 
-    @property
-    def response_mask(self) -> Tensor:
-        """True at the tokens of the response, ``[N, T]`` bool."""
-        return self.attention_mask & (self.positions >= self.prompt_lengths[:, None])
+    def known_as(self, host: HostRows) -> ResponseBatch:
+        """This batch, which is known on the host already."""
+        self.__dict__["_host"] = {name: getattr(host, name) for name in _ON_HOST}
+        return self
 
     def rows(self, role: str) -> slice:
         """Rows that hold ``role``.
@@ -124,7 +132,7 @@ class ResponseBatch:
         """Values of each prompt, ``[B, ...]``, for each of its rows, ``[N, ...]``."""
         if self.holders is None:
             return torch.cat([of_prompts] * len(self.roles))
-        return torch.cat([of_prompts[list(held)] for held in self.holders])
+        return torch.cat([of_prompts[_held(held, of_prompts)] for held in self.holders])
 
     def by_prompt(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """One value for each row as a table with a line for each prompt.
@@ -148,9 +156,10 @@ class ResponseBatch:
         table = values.new_zeros(self.size, len(self.roles))
         present = torch.zeros(table.shape, dtype=torch.bool, device=values.device)
         for place, role in enumerate(self.roles):
-            held = slice(None) if self.holders is None else list(self.holders[place])
-            table[held, place] = values[self.rows(role)]
-            present[held, place] = True
+            held = None if self.holders is None else self.holders[place]
+            lines = slice(None) if held is None else _held(held, values)
+            table[lines, place] = values[self.rows(role)]
+            present[lines, place] = True
         return table, present
 
     @property
@@ -198,37 +207,37 @@ class ResponseBatch:
 
     def role(self, role: str) -> ResponseBatch:
         """The rows of one role as a batch of their own, cut to their longest row."""
-        rows = self.rows(role)
-        cut = self._of_role(role, rows)
-        width = int(cut.lengths.max())
+        cut = self._of_role(role, self.rows(role))
+        host = cut.host
+        width = int(host.lengths.max())
         narrow = ("input_ids", "supplied_weights", "behaviour_logps")
-        return dataclasses.replace(
-            cut,
-            **{
-                name: value[:, :width]
-                for name in narrow
-                if (value := getattr(cut, name)) is not None
-            },
-        )
+        narrowed = {
+            name: value[:, :width] for name in narrow if (value := getattr(cut, name)) is not None
+        }
+        known = dataclasses.replace(host, input_ids=host.input_ids[:, :width])
+        return dataclasses.replace(cut, **narrowed).known_as(known)
 
     def _of_role(self, role: str, rows: slice) -> ResponseBatch:
         """The rows of one role, as wide as all."""
-        held = None
-        if self.holders is not None:
-            held = list(self.holders[self.roles.index(role)])
+        held = None if self.holders is None else self.holders[self.roles.index(role)]
         by_row = ("input_ids", "prompt_lengths", "lengths")
         optional = ("supplied_weights", "rewards", "behaviour_logps", "desirable")
+
+        def cut(given: Any, *names: str) -> dict[str, Any]:
+            by_prompt = {name: getattr(given, name) for name in ("index", "counted")}
+            if held is not None:
+                by_prompt = {k: each[_held(held, each)] for k, each in by_prompt.items()}
+            return {name: getattr(given, name)[rows] for name in names} | by_prompt
+
         present = [name for name in optional if getattr(self, name) is not None]
         return dataclasses.replace(
             self,
-            **{name: getattr(self, name)[rows] for name in (*by_row, *present)},
+            **cut(self, *by_row, *present),
             roles=(role,),
             holders=None,
-            index=self.index if held is None else self.index[held],
-            counted=self.counted if held is None else self.counted[held],
             pair_weights=None,
             upcoming=(),
-        )
+        ).known_as(HostRows(**cut(self.host, *by_row)))
 
     def pin_memory(self) -> ResponseBatch:
         """Copy to page-locked memory (called by the data loader)."""
@@ -251,16 +260,23 @@ def joined(batches: Sequence[ResponseBatch]) -> ResponseBatch:
         Their rows in order, padded to the longest.
     """
     assert all(len(batch.roles) == 1 for batch in batches)
-    width = max(batch.input_ids.shape[1] for batch in batches)
-    rows = [pad(batch.input_ids, (0, width - batch.input_ids.shape[1])) for batch in batches]
-    return ResponseBatch(
-        input_ids=torch.cat(rows),
-        prompt_lengths=torch.cat([batch.prompt_lengths for batch in batches]),
-        lengths=torch.cat([batch.lengths for batch in batches]),
-        roles=batches[0].roles,
-        index=torch.cat([batch.index for batch in batches]),
-        counted=torch.cat([batch.counted for batch in batches]),
-    )
+
+    def together(each: Sequence[ResponseBatch] | Sequence[HostRows]) -> dict[str, Any]:
+        width = max(rows.input_ids.shape[1] for rows in each)
+        padded = [pad(rows.input_ids, (0, width - rows.input_ids.shape[1])) for rows in each]
+        others = {
+            name: torch.cat([getattr(rows, name) for rows in each])
+            for name in ("prompt_lengths", "lengths", "index", "counted")
+        }
+        return {"input_ids": torch.cat(padded), **others}
+
+    known = HostRows(**together([batch.host for batch in batches]))
+    return ResponseBatch(**together(batches), roles=batches[0].roles).known_as(known)
+
+
+def _held(prompts: tuple[int, ...], like: Tensor) -> Tensor:
+    """Numbers of prompts as an index of tensors on the same device."""
+    return to_device(torch.tensor(prompts), like.device)
 
 
 class Results(dict[str, Any]):
@@ -270,6 +286,9 @@ class Results(dict[str, Any]):
         batch: The rows.
         values: Quantities by need (:mod:`lit_tidpo.models.needs`), row by row.
         mask: True at response tokens, ``[N, T]`` bool; None takes those of the batch.
+
+    Attributes:
+        checks: Collects what has to hold of values made of these; None checks at once.
     """
 
     def __init__(
@@ -277,6 +296,7 @@ class Results(dict[str, Any]):
     ) -> None:
         super().__init__(values)
         self.batch = batch
+        self.checks: DeferredChecks | None = None
         self.mask = batch.response_mask if mask is None else mask
 
     def __missing__(self, need: str) -> Any:

@@ -190,10 +190,13 @@ class _Gradients(NamedTuple):
     def diverging(self) -> slice:
         """From the first to the last token with a gradient of its divergence.
 
-        TDPO2 stops that of the chosen responses, which come first.
+        TDPO2 stops that of the chosen responses, which come first. Where asking would be waiting,
+        all tokens are taken, of which those without a gradient add nothing.
         """
         if self.kl is None:
             return slice(0, 0)
+        if not _is_at_hand(self.kl):
+            return slice(0, len(self.kl))
         tokens = self.kl.nonzero().flatten().tolist()
         return slice(tokens[0], tokens[-1] + 1) if tokens else slice(0, 0)
 
@@ -310,9 +313,17 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 def _expectation(p: Tensor, values: Tensor) -> Tensor:
     """``sum p v``; an entry of no probability adds nothing, even if its value is infinite."""
-    sums = (p * values).sum(-1)
+    products = p * values
+    if not _is_at_hand(p):
+        return products.masked_fill_(p == 0, 0.0).sum(-1)
+    sums = products.sum(-1)
     broken = sums.isnan()
     if bool(broken.any()):
         values = values[broken].masked_fill(p[broken] == 0, 0.0)
         sums[broken] = (p[broken] * values).sum(-1)
     return sums
+
+
+def _is_at_hand(values: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device."""
+    return values.device.type == "cpu"

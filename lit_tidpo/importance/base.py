@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_tidpo.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, NonFiniteError, PluginError, check_choice
 from lit_tidpo.models.needs import FROM_THE_RUN, check_needs, find, models_of
 from lit_tidpo.plugins.component import Component
@@ -219,16 +220,7 @@ def checked_scores(
             f"{tuple(mask.shape)}, one score for each token of the batch"
         )
     scores = scores.float()
-    counted = scores.detach()[mask]
-    if not bool(torch.isfinite(counted).all()):
-        raise NonFiniteError(
-            f"importance scores of {name} are NaN or infinite at supervised tokens"
-        )
-    if not estimator.signed and bool((counted < 0).any()):
-        raise InputError(
-            f"importance scores of {name} must not be negative; the lowest is "
-            f"{counted.min().item()}: let the class say signed = True if that is meant"
-        )
+    _check_values(name, estimator.signed, scores.detach(), mask, results)
     if estimator.learned and torch.is_grad_enabled() and not scores.requires_grad:
         raise InputError(
             f"importance {name} says learned = True, but its scores have no graph, so that nothing "
@@ -237,3 +229,20 @@ def checked_scores(
     if not estimator.parts:
         results.setdefault("scores", scores.detach())
     return scores
+
+
+def _check_values(name: str, signed: bool, scores: Tensor, mask: Tensor, results: Results) -> None:
+    """Refuse what is not finite, or negative where that is not declared, among masked scores."""
+    checks = results.checks or DeferredChecks()
+    finite = NonFiniteError(f"importance scores of {name} are NaN or infinite at supervised tokens")
+    checks.expect((scores.isfinite() | ~mask).all(), finite)
+    if not signed:
+        checks.expect(
+            ((scores >= 0) | ~mask).all(),
+            lambda: InputError(
+                f"importance scores of {name} must not be negative; the lowest is "
+                f"{scores[mask].min().item()}: let the class say signed = True if that is meant"
+            ),
+        )
+    if results.checks is None:
+        checks.settle()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lit_tidpo.host_rows import to_device
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.structures import ResponseBatch
 
@@ -26,15 +27,15 @@ class KeptWeights(PairCache):
         Returns:
             Weights, zero off the response, ``[N, T]``, or None.
         """
-        fresh = self._fresh(batch.index, step)
+        fresh = self._fresh(batch.host.index, step)
         if fresh is None:
             return None
         weights = torch.zeros(batch.input_ids.shape)
-        starts = batch.prompt_lengths.tolist()
+        starts = batch.host.prompt_lengths.tolist()
         for prompt, rows in zip(self._rows_of_prompts(batch), fresh, strict=True):
             for position, row in zip(prompt, rows, strict=True):
                 weights[position, starts[position] : starts[position] + len(row)] = row
-        return weights.to(batch.input_ids.device)
+        return to_device(weights, batch.input_ids.device)
 
     def store(self, batch: ResponseBatch, weights: Tensor, step: int) -> None:
         """Keep the weights of a batch.
@@ -44,10 +45,10 @@ class KeptWeights(PairCache):
             weights: ``[N, T]``.
             step: Current optimizer step.
         """
-        weights, mask = weights.detach().cpu(), batch.response_mask.cpu()
+        weights, mask = weights.detach().cpu(), batch.host.response_mask
         prompts = self._rows_of_prompts(batch)
         rows = ([weights[row][mask[row]] for row in positions] for positions in prompts)
-        self._keep(batch.index, rows, step)
+        self._keep(batch.host.index, rows, step)
 
     def _rows_of_prompts(self, batch: ResponseBatch) -> list[list[int]]:
         """Rows of each prompt, role by role."""

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_tidpo.host_rows import to_device
+
 
 class ExampleMeans(Metric):
     """Mean of several named per-example quantities, weighted by examples.
@@ -33,6 +35,8 @@ class ExampleMeans(Metric):
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.names = names
+        self._updated: set[str] = set()
+        self._places: dict[tuple[torch.device, tuple[str, ...]], Tensor] = {}
         zeros = torch.zeros(len(names), dtype=torch.float64)
         self.add_state("totals", default=zeros, dist_reduce_fx="sum")
         self.add_state("counts", default=zeros.clone(), dist_reduce_fx="sum")
@@ -42,10 +46,17 @@ class ExampleMeans(Metric):
         """Add a batch.
 
         Args:
-            values: Quantities by name, each ``[B]``.
+            values: Quantities by name, each ``[B]``; none of a batch that is left out.
             counted: False for examples to leave out, ``[B]`` bool.
         """
-        places = counted.new_tensor([self.names.index(name) for name in values], dtype=torch.long)
+        if not values:
+            return
+        self._updated |= values.keys()
+        key = counted.device, tuple(values)
+        if key not in self._places:  # kept, as making an index on a device waits for it
+            places = torch.tensor([self.names.index(name) for name in values])
+            self._places[key] = to_device(places, counted.device)
+        places = self._places[key]
         stacked = torch.stack([value.detach().double() for value in values.values()])
         sums = stacked.masked_fill(~counted, 0.0).sum(-1)
         # Not in place: the state may be an inference tensor of an earlier validation.
@@ -55,7 +66,13 @@ class ExampleMeans(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Mean of each quantity that was updated."""
         means = (self.totals / self.counts).float()
-        seen = self.counts.gt(0).tolist()
-        return {
-            name: mean for name, mean, there in zip(self.names, means, seen, strict=True) if there
-        }
+        if self._is_synced:  # other ranks may have updated others
+            seen = {name for name, n in zip(self.names, self.counts.tolist(), strict=True) if n > 0}
+        else:
+            seen = self._updated
+        return {name: mean for name, mean in zip(self.names, means, strict=True) if name in seen}
+
+    def reset(self) -> None:
+        """Start over."""
+        super().reset()
+        self._updated = set()

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.host_rows import to_device
 from lit_tidpo.locations import file_digest
 from lit_tidpo.structures import ResponseBatch
 
@@ -37,8 +38,9 @@ def row_keys(batch: ResponseBatch) -> list[bytes]:
     Returns:
         One key per row; padding and the row's place do not count.
     """
-    tokens = batch.input_ids.long().cpu().numpy()
-    starts, ends = batch.prompt_lengths.tolist(), batch.lengths.tolist()
+    host = batch.host
+    tokens = host.input_ids.long().numpy()
+    starts, ends = host.prompt_lengths.tolist(), host.lengths.tolist()
     return [
         hashlib.sha256(start.to_bytes(8, "little") + row[:end].tobytes()).digest()[:_KEY_BYTES]
         for row, start, end in zip(tokens, starts, ends, strict=True)
@@ -180,11 +182,11 @@ class KeptLogps:
         if not self._opened:
             return None
         found = torch.zeros(batch.input_ids.shape)
-        starts, ends = batch.prompt_lengths.tolist(), batch.lengths.tolist()
+        starts, ends = batch.host.prompt_lengths.tolist(), batch.host.lengths.tolist()
         for row, key in enumerate(row_keys(batch)):
             place = self._places.get(key)
             if place is None or place[2] - place[1] != ends[row] - starts[row]:
-                pair = batch.of_rows(batch.index)[row].item()
+                pair = batch.of_rows(batch.host.index)[row].item()
                 raise InputError(
                     f"model.reference_cache has no log-probs of pair {pair} of the data set with "
                     "these tokens: expected the rows that the data had before the first step; "
@@ -192,7 +194,7 @@ class KeptLogps:
                 )
             part, first, last = place
             found[row, starts[row] : ends[row]] = self._logps[part][first:last]
-        return found.to(batch.input_ids.device)
+        return to_device(found, batch.input_ids.device)
 
 
 def _damaged(folder: Path) -> InputError:

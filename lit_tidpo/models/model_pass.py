@@ -18,6 +18,7 @@ from lit_tidpo.functional.predictions import (
     predictions,
     tiled_predictions,
 )
+from lit_tidpo.host_rows import Places
 from lit_tidpo.models.needs import OF_A_MODEL
 from lit_tidpo.models.packing import PackedRows
 from lit_tidpo.models.quirks import evaluating, input_layer
@@ -49,8 +50,8 @@ class ModelPass:
         model: A causal language model of transformers.
         batch: The rows to run.
         fields: What is asked of the model.
-        mask: Where results belong, ``[N, T]`` bool: the response's tokens, without the instruction
-            that this model may have before its prompts.
+        home: Where results belong: the same rows, without the instruction that this model may have
+            before its prompts.
         rows: The tokens to run, side by side; None runs padded rows.
         logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile.
         layer: The model's output layer; None where it is no module of its own.
@@ -71,33 +72,35 @@ class ModelPass:
         model: nn.Module,
         batch: ResponseBatch,
         fields: frozenset[str],
-        mask: Tensor,
+        home: ResponseBatch,
         rows: PackedRows | None = None,
         logits_at_once: int = 2**24,
         layer: nn.Module | None = None,
         own_logits: bool = False,
         factor: float | Tensor = 1.0,
     ) -> None:
-        # As wide as the results unless an instruction stands before the prompts.
-        same = mask.shape == batch.input_ids.shape
-        response = mask if same else batch.response_mask
+        host, device = batch.host, batch.input_ids.device
+        response = Places(host.response_mask, device)
         self.model = model
         self.batch = batch
         self.fields = fields
-        self.mask = mask
+        self.home = home
         self._layer = layer
         head = None if own_logits else layer
         assert head is None or isinstance(head, nn.Linear)
         self._head = head
         self._rows = rows
-        self._labels = batch.input_ids[response]
+        self._labels = response.of(batch.input_ids)
+        # As wide as the results unless an instruction stands before the prompts.
+        self._responses = response if home is batch else Places(home.host.response_mask, device)
         self._logits_at_once = logits_at_once
         self._needs = [OF_A_MODEL[field] for field in fields]
         # A response token is predicted one position before its own.
-        self._predicting = response.roll(-1, dims=-1)
-        self._kept = self._predicting
+        self._predicting = kept = response.mask.roll(-1, dims=-1)
+        self._last = host.positions == host.lengths[:, None] - 1
         if any(need.last for need in self._needs):
-            self._kept = self._kept | self.last
+            kept = kept | self._last
+        self._kept = Places(kept, device)
         self.output = run_model(
             model,
             batch,
@@ -130,11 +133,6 @@ class ModelPass:
         return tiled_predictions(self._projection(), self._labels, tile, projection, *more)
 
     @cached_property
-    def last(self) -> Tensor:
-        """True at the last token of each row, ``[N, T]`` bool."""
-        return self.batch.positions == self.batch.lengths[:, None] - 1
-
-    @cached_property
     def predicted(self) -> Predictions:
         """Quantities of the response tokens, ``[M]`` each."""
         return self.predict()
@@ -142,7 +140,12 @@ class ModelPass:
     @property
     def hidden(self) -> Tensor:
         """What the output layer predicts the response tokens from, ``[M, H]``."""
-        return self.hidden_at(self._predicting)
+        return self._hidden_at(self._predicting)
+
+    @property
+    def final_logits(self) -> Tensor:
+        """Logits at the last token of each row, ``[N, V]``."""
+        return self._logits_at(self._last)
 
     @property
     def is_compared(self) -> bool:
@@ -173,14 +176,9 @@ class ModelPass:
             if need.compared == compared:
                 assert need.fill is not None  # models' needs have one
                 value = need.fill(self)
-                values[f"{name}.{field}"] = self.of_tokens(value) if need.by_token else value
+                value = self._responses.table(value) if need.by_token else value
+                values[f"{name}.{field}"] = value
         return values
-
-    def of_tokens(self, values: Tensor) -> Tensor:
-        """Values of the response tokens, ``[M]`` or ``[M, H]``, at their places among zeros."""
-        places = self.mask if values.dim() == 1 else self.mask.unsqueeze(-1)
-        shape = (*self.mask.shape, *values.shape[1:])
-        return values.new_zeros(shape).masked_scatter(places, values)
 
     @torch.no_grad()
     def attend(self, rows: ResponseBatch) -> tuple[Tensor, ...]:
@@ -192,14 +190,15 @@ class ModelPass:
         Returns:
             ``[N, heads, T]`` a layer.
         """
-        none = torch.zeros_like(rows.attention_mask)
+        host = rows.host
+        none = Places(torch.zeros_like(host.attention_mask), rows.input_ids.device)
         with evaluating(self.model):
             output = run_model(
                 self.model, rows, none, self._layer, attentions=True, with_logits=False
             )
         assert output.attentions is not None
-        place = torch.arange(len(none), device=none.device)
-        return tuple(layer[place, :, rows.lengths - 1] for layer in output.attentions)
+        place, last = torch.arange(len(host.lengths)), host.lengths - 1
+        return tuple(layer[place, :, last] for layer in output.attentions)
 
     def scaled(self, factor: float | Tensor) -> Results:
         """Run once more with the embeddings of response tokens times a factor.
@@ -215,7 +214,7 @@ class ModelPass:
                 self.model,
                 self.batch,
                 self.fields,
-                self.mask,
+                self.home,
                 self._rows,
                 self._logits_at_once,
                 self._layer,
@@ -223,28 +222,34 @@ class ModelPass:
                 factor,
             )
             values = other.fill("policy")
-        return Results(self.batch, values, self.mask)
+        return Results(self.batch, values, self.home.response_mask)
 
     @cached_property
     def _logits(self) -> Tensor:
-        return self.logits_at(self._predicting)
+        return self._logits_at(self._predicting)
 
-    def logits_at(self, positions: Tensor) -> Tensor:
+    def _logits_at(self, positions: Tensor) -> Tensor:
         """Logits at some of the kept positions, ``[N, T]`` bool, in row order."""
         if self.output.logits is not None:
-            return self.output.logits[positions[self._kept]]
+            return self._of_kept(self.output.logits, positions)
         assert self._head is not None
-        logits: Tensor = self._head(self.hidden_at(positions))
+        logits: Tensor = self._head(self._hidden_at(positions))
         return logits
 
-    def hidden_at(self, positions: Tensor) -> Tensor:
+    def _hidden_at(self, positions: Tensor) -> Tensor:
         """What the output layer is given at some of the kept positions, in row order."""
         if self.output.hidden is None:
             raise InputError(
                 f"{type(self.model).__name__} hands out no last hidden states: its output layer "
                 "is no module of its own"
             )
-        return self.output.hidden[positions[self._kept]]
+        return self._of_kept(self.output.hidden, positions)
+
+    def _of_kept(self, values: Tensor, positions: Tensor) -> Tensor:
+        """Values of some of the kept positions."""
+        if positions is self._kept.mask:
+            return values
+        return Places(positions[self._kept.mask], values.device).of(values)
 
     def _projection(self) -> Projection:
         assert self._head is not None
@@ -254,7 +259,7 @@ class ModelPass:
 def run_model(
     model: nn.Module,
     batch: ResponseBatch,
-    kept: Tensor,
+    kept: Places,
     layer: nn.Module | None,
     rows: PackedRows | None = None,
     attentions: bool = False,
@@ -267,7 +272,7 @@ def run_model(
     Args:
         model: A causal language model of transformers.
         batch: The rows.
-        kept: Positions whose logits are wanted, ``[N, T]`` bool.
+        kept: Positions whose logits are wanted, ``[N, T]``.
         layer: The model's output layer; None where it is no module of its own.
         rows: The tokens to run, side by side; None runs padded rows.
         attentions: Whether attention probabilities are wanted.
@@ -290,9 +295,9 @@ def run_model(
             "output_attentions": attentions,
         }
     else:
-        kept = kept[rows.taken].unsqueeze(0)
+        kept = Places(kept.mask[rows.taken.mask].unsqueeze(0), kept.device)
         inputs = {
-            "input_ids": batch.input_ids[rows.taken].unsqueeze(0),
+            "input_ids": rows.taken.of(batch.input_ids).unsqueeze(0),
             "position_ids": rows.positions,
             # One that transformers takes as it is; else it makes one of all tokens against all.
             "attention_mask": torch.empty(1, 1, 1, 1, device=batch.input_ids.device),
@@ -306,7 +311,7 @@ def run_model(
         output = model(**inputs, use_cache=False)
     logits = None
     if not hidden:
-        logits = output.logits[kept]
+        logits = kept.of(output.logits)
     elif with_logits:
         logits = output.logits[0]
     return Output(
@@ -327,14 +332,13 @@ def _captured_embeddings(
     def keep(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         if rows is not None:
             # By row and position, so that an estimator need not know how the rows are laid out.
-            table = output.new_zeros(*rows.taken.shape, output.shape[-1])
-            output = table.masked_scatter(rows.taken.unsqueeze(-1), output)
+            output = rows.taken.table(output[0])
         if isinstance(factor, Tensor) or factor != 1:
             output = output.where(~batch.response_mask.unsqueeze(-1), factor * output)
         if torch.is_grad_enabled() and not output.requires_grad:
             output.requires_grad_()
         captured.append(output)
-        return output if rows is None else output[rows.taken].unsqueeze(0)
+        return output if rows is None else rows.taken.of(output).unsqueeze(0)
 
     handle = input_layer(model).register_forward_hook(keep)
     try:
@@ -345,7 +349,7 @@ def _captured_embeddings(
 
 @contextmanager
 def _narrowed_head(
-    layer: nn.Module | None, kept: Tensor, with_logits: bool
+    layer: nn.Module | None, kept: Places, with_logits: bool
 ) -> Iterator[list[Tensor]]:
     """Let the output layer see the kept positions alone: ``[N, T, H]`` becomes ``[1, K, H]``.
 
@@ -356,9 +360,9 @@ def _narrowed_head(
     hidden: list[Tensor] = []
 
     def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if inputs[0].shape[:2] != kept.shape:
+        if inputs[0].shape[:2] != kept.mask.shape:
             return None
-        hidden.append(inputs[0][kept])
+        hidden.append(kept.of(inputs[0]))
         return (hidden[0][: None if with_logits else 0].unsqueeze(0), *inputs[1:])
 
     handle = layer.register_forward_pre_hook(narrow) if layer is not None else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.host_rows import Places
 from lit_tidpo.models.kept_logps import KeptLogps
 from lit_tidpo.models.model_pass import ModelPass, run_model
 from lit_tidpo.models.needs import OF_A_MODEL, fields_of, models_of
@@ -150,7 +151,7 @@ class Models:
     def _check(self, batches: Sequence[ResponseBatch]) -> None:
         """Refuse rows that the models cannot run, or not in this layout."""
         limit = self._longest_row
-        for batch in batches:
+        for batch in (each.host for each in batches):
             prompts, lengths = batch.prompt_lengths, batch.lengths
             fits = (prompts >= 1) & (prompts <= lengths) & (lengths <= batch.input_ids.shape[1])
             known = batch.input_ids.max() < self._vocabulary
@@ -207,7 +208,7 @@ class Models:
                 model,
                 batch,
                 asked,
-                results.mask,
+                results.batch,
                 rows,
                 self.logits_at_once,
                 layer,
@@ -217,11 +218,12 @@ class Models:
 
 
 def _packed_rows(batch: ResponseBatch, prompts: PackedRows | None) -> PackedRows:
+    host = batch.host
     if prompts is None:
-        return PackedRows(batch.attention_mask, batch)
+        return PackedRows(host.attention_mask, batch)
     # The last token of the prompt predicts the first one of the response.
-    first = batch.prompt_lengths[:, None] - 1
-    return PackedRows(batch.attention_mask & (batch.positions >= first), batch, prompts)
+    first = host.prompt_lengths[:, None] - 1
+    return PackedRows(host.attention_mask & (host.positions >= first), batch, prompts)
 
 
 def _run_prompts(
@@ -229,22 +231,24 @@ def _run_prompts(
 ) -> PackedRows | None:
     """Run each prompt once, up to the token before its last, for its keys and values."""
     first = batch.role(batch.roles[0])
-    rows = PackedRows(first.positions < first.prompt_lengths[:, None] - 1, first, states={})
-    if not bool(rows.taken.any()):
+    host = first.host
+    rows = PackedRows(host.positions < host.prompt_lengths[:, None] - 1, first, states={})
+    if not len(rows.taken):
         return None
-    run_model(model, first, torch.zeros_like(rows.taken), layer, rows, with_logits=False)
+    nothing = Places(torch.zeros_like(rows.taken.mask), rows.device)
+    run_model(model, first, nothing, layer, rows, with_logits=False)
     return rows
 
 
 def _check_same_prompts(batches: Sequence[ResponseBatch]) -> None:
     """Refuse rows of a group whose prompts differ."""
-    first = batches[0].role(batches[0].roles[0])
+    first = batches[0].role(batches[0].roles[0]).host
     width = int(first.prompt_lengths.max())
     inside = first.positions[:width] < first.prompt_lengths[:, None]
     for batch in batches:
         prompt_lengths = batch.of_rows(first.prompt_lengths)
-        same = torch.equal(batch.prompt_lengths, prompt_lengths) and torch.equal(
-            batch.input_ids[:, :width].masked_fill(~batch.of_rows(inside), 0),
+        same = torch.equal(batch.host.prompt_lengths, prompt_lengths) and torch.equal(
+            batch.host.input_ids[:, :width].masked_fill(~batch.of_rows(inside), 0),
             batch.of_rows(first.input_ids[:, :width].masked_fill(~inside, 0)),
         )
         if not same:

@@ -102,7 +102,7 @@ OF_A_MODEL: Mapping[str, Need] = {
     "final_logits": Need(
         "logits at the last token of each row",
         "[N, V]",
-        lambda run: run.logits_at(run.last),
+        attrgetter("final_logits"),
         last=True,
     ),
     "embeddings": Need(

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_tidpo.host_rows import Places, to_device
 from lit_tidpo.models import varlen
 from lit_tidpo.models.quirks import attention_kernel, has_attention_interface
 from lit_tidpo.structures import ResponseBatch
@@ -33,15 +34,22 @@ class PackedRows:
 
     Not a dataclass: FSDP would hand each layer a copy, and what a layer keeps would be lost.
 
+    Which they are is known on the host, so that nothing here waits for a device.
+
     Args:
-        taken: Tokens of the rows that are packed, row by row, ``[N, T]`` bool; in each row they are
-            neighbours.
+        taken: Tokens of the rows that are packed, row by row, ``[N, T]`` bool, on the host; in each
+            row they are neighbours.
         batch: The rows, which tell whose prompt each continues.
         prompts: Prompts of the batch that were run before.
         states: Keys and values of these rows by layer, ``[heads, M, D]``, if they are to be kept.
 
     Attributes:
+        taken: Places of the packed tokens.
         positions: Position of each packed token in its row, ``[1, M]``.
+        lengths: Packed tokens of each row, ``[N]``, on the host.
+        before: Tokens of its prompt that were run before, ``[N]``, on the host.
+        width: Packed tokens of the longest row.
+        span: Tokens of the longest row and its prompt.
     """
 
     def __init__(
@@ -51,11 +59,12 @@ class PackedRows:
         prompts: PackedRows | None = None,
         states: dict[int, tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.taken = taken
+        self.device = batch.input_ids.device
+        self.taken = Places(taken, self.device)
         self.batch = batch
         self.prompts = prompts
         self.states = states
-        self.positions = taken.nonzero()[:, 1].unsqueeze(0)
+        self.positions = to_device(taken.nonzero()[:, 1].unsqueeze(0), self.device)
         self.lengths = taken.sum(-1)
         self.width = int(self.lengths.max())
         if prompts is None:
@@ -68,43 +77,56 @@ class PackedRows:
     @property
     def on_gpu(self) -> bool:
         """Whether there may be a kernel for rows side by side."""
-        return self.taken.is_cuda
+        return self.device.type == "cuda"
 
     @cached_property
     def slots(self) -> Tensor:
         """Place of each packed token among rows that start with their prompts, ``[M]``."""
-        return _slots(self.lengths, self.span, self.before)
+        return self._slots(self.lengths, self.span, self.before)
 
     @cached_property
     def own_slots(self) -> Tensor:
         """Place of each packed token among rows without their prompts, ``[M]``."""
-        return _slots(self.lengths, self.width)
+        return self._slots(self.lengths, self.width)
 
     @cached_property
     def _prompt_slots(self) -> Tensor:
-        return _slots(self.before, self.span)
+        return self._slots(self.before, self.span)
+
+    def _slots(self, lengths: Tensor, width: int, starts: Tensor | int = 0) -> Tensor:
+        """Places in ``[N * width]`` of tokens that fill each row from its start on."""
+        places = torch.arange(width)
+        starts = torch.as_tensor(starts).expand(lengths.shape)[:, None]
+        inside = (places >= starts) & (places < starts + lengths[:, None])
+        return Places(inside, self.device).index
 
     @cached_property
     def query_starts(self) -> Tensor:
         """Where each row starts among the packed tokens, and their number, ``[N + 1]``."""
-        return _starts(self.lengths)
+        return to_device(_starts(self.lengths), self.device)
 
     @cached_property
     def key_starts(self) -> Tensor:
         """Where each row starts among the keys, its prompt first, and their number, ``[N + 1]``."""
-        return _starts(self.before + self.lengths)
+        return to_device(_starts(self.before + self.lengths), self.device)
+
+    @cached_property
+    def _prompt_parts(self) -> list[Tensor]:
+        """For each role the places of its prompts' tokens among those of all prompts."""
+        assert self.prompts is not None
+        owner = self.prompts.taken.mask.nonzero()[:, 0]
+        holders = self.batch.holders or [range(self.batch.size)] * len(self.batch.roles)
+        return [torch.isin(owner, torch.tensor(held)).nonzero().squeeze(-1) for held in holders]
 
     @cached_property
     def _key_order(self) -> Tensor:
         """For each key its place among the prompts' tokens followed by the packed ones."""
         assert self.prompts is not None
-        count = self.prompts.positions.shape[1]
-        places = torch.arange(count + self.positions.shape[1], device=self.taken.device)
-        before = self._of_rows(places[None, :count, None])[0, :, 0]
-        rows = torch.arange(len(self.taken), device=self.taken.device)
+        own = len(self.prompts.taken) + torch.arange(len(self.taken))
+        rows = torch.arange(len(self.lengths))
         owners = [rows.repeat_interleave(each) for each in (self.before, self.lengths)]
         order = torch.cat(owners).argsort(stable=True)
-        return torch.cat([before, places[count:]])[order]
+        return to_device(torch.cat([*self._prompt_parts, own])[order], self.device)
 
     def keys_side_by_side(self, packed: Tensor, layer: int, which: int) -> Tensor:
         """Keys (0) or values (1), row by row with the prompt first, ``[K, heads, D]``."""
@@ -115,15 +137,15 @@ class PackedRows:
         together = torch.cat([before.transpose(0, 1), packed.transpose(0, 1)])
         return together.index_select(0, self._key_order)
 
+    @cached_property
+    def _moved_parts(self) -> list[Tensor]:
+        return [to_device(part, self.device) for part in self._prompt_parts]
+
     def _of_rows(self, of_prompts: Tensor) -> Tensor:
         """Tokens of the prompts, ``[heads, M, D]``, for each row."""
-        assert self.prompts is not None
-        holders = self.batch.holders
-        if holders is None:
+        if self.batch.holders is None:
             return of_prompts.repeat(1, len(self.batch.roles), 1)
-        owner = self.prompts.taken.nonzero()[:, 0]
-        parts = [torch.isin(owner, owner.new_tensor(held)) for held in holders]
-        return torch.cat([of_prompts[:, part] for part in parts], 1)
+        return torch.cat([of_prompts.index_select(1, part) for part in self._moved_parts], 1)
 
     def is_square(self, window: int | None) -> bool:
         """Whether queries are laid out as the keys are, prompts included but left zero.
@@ -136,17 +158,17 @@ class PackedRows:
     def queries(self, packed: Tensor, window: int | None) -> Tensor:
         """Packed tokens ``[heads, M, D]`` as rows ``[N, heads, S or R, D]``."""
         if self.is_square(window):
-            return _lay_out(packed, self.slots, len(self.taken), self.span)
-        return _lay_out(packed, self.own_slots, len(self.taken), self.width)
+            return _lay_out(packed, self.slots, len(self.lengths), self.span)
+        return _lay_out(packed, self.own_slots, len(self.lengths), self.width)
 
     def keys(self, packed: Tensor, layer: int, which: int) -> Tensor:
         """Keys (0) or values (1) of the prompt and the row itself, ``[N, heads, S, D]``."""
         if self.prompts is None:
-            return _lay_out(packed, self.slots, len(self.taken), self.span)
+            return _lay_out(packed, self.slots, len(self.lengths), self.span)
         assert self.prompts.states is not None
         before = self._of_rows(self.prompts.states[layer][which])
         tokens, slots = torch.cat([before, packed], 1), torch.cat([self._prompt_slots, self.slots])
-        return _lay_out(tokens, slots, len(self.taken), self.span)
+        return _lay_out(tokens, slots, len(self.lengths), self.span)
 
     def pack(self, rows: Tensor, window: int | None) -> Tensor:
         """Rows ``[N, S or R, heads, D]`` to packed tokens ``[1, M, heads, D]``."""
@@ -165,8 +187,9 @@ class PackedRows:
         if self.is_square(window):
             return None  # what pads a row stands behind its tokens, where no token looks
         if (window, dtype) not in self._masks:
-            device = self.taken.device
-            queries = self.before[:, None] + torch.arange(self.width, device=device)
+            device = self.device
+            before = to_device(self.before, device)[:, None]
+            queries = before + torch.arange(self.width, device=device)
             keys = torch.arange(self.span, device=device)
             hidden = keys > queries[:, :, None]
             if window is not None:
@@ -179,14 +202,6 @@ class PackedRows:
 def _starts(lengths: Tensor) -> Tensor:
     """Sums of the lengths before each row, and of all, int32."""
     return nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
-
-
-def _slots(lengths: Tensor, width: int, starts: Tensor | int = 0) -> Tensor:
-    """Places in ``[N * width]`` of tokens that fill each row from its start on."""
-    places = torch.arange(width, device=lengths.device)
-    starts = torch.as_tensor(starts, device=lengths.device).expand(lengths.shape)[:, None]
-    inside = (places >= starts) & (places < starts + lengths[:, None])
-    return inside.flatten().nonzero().squeeze(-1)
 
 
 def _lay_out(packed: Tensor, slots: Tensor, count: int, width: int) -> Tensor:

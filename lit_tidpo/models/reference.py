@@ -7,11 +7,13 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.host_rows import HostRows, to_device
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.quirks import (
     attention_kernel,
@@ -119,18 +121,22 @@ class InstructedModel(OtherModel):
 
     def rows(self, batch: ResponseBatch) -> ResponseBatch:
         """The rows with the instruction before their prompts."""
-        ids = batch.input_ids
-        begins = self._begin is not None and bool((ids[:, 0] == self._begin).all())
-        start, more = int(begins), len(self._instruction)
-        instruction = self._instruction.to(ids).expand(len(ids), more)
+        begins = self._begin is not None and bool((batch.host.input_ids[:, 0] == self._begin).all())
+
+        def instructed(given: ResponseBatch | HostRows) -> dict[str, Any]:
+            ids, start, more = given.input_ids, int(begins), len(self._instruction)
+            instruction = to_device(self._instruction, ids.device).to(ids.dtype)
+            parts = [ids[:, :start], instruction.expand(len(ids), more), ids[:, start:]]
+            return {
+                "input_ids": torch.cat(parts, 1),
+                "prompt_lengths": given.prompt_lengths + more,
+                "lengths": given.lengths + more,
+            }
+
+        host = dataclasses.replace(batch.host, **instructed(batch.host))
         return dataclasses.replace(
-            batch,
-            input_ids=torch.cat([ids[:, :start], instruction, ids[:, start:]], 1),
-            prompt_lengths=batch.prompt_lengths + more,
-            lengths=batch.lengths + more,
-            supplied_weights=None,
-            behaviour_logps=None,
-        )
+            batch, **instructed(batch), supplied_weights=None, behaviour_logps=None
+        ).known_as(host)
 
     @contextmanager
     def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:

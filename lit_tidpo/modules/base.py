@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_tidpo.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
@@ -197,12 +198,8 @@ class PolicyModule(LightningModule):
         Not earlier: asking the Trainer makes it start on the data, which has to wait until a
         checkpoint is restored.
         """
-        for name, parameter in self.named_parameters():
-            if self.device_mesh is None and not bool(parameter.detach().isfinite().all()):
-                raise InputError(
-                    f"{name} holds weights that are NaN or infinite before the first step: load "
-                    "other weights, or an earlier checkpoint"
-                )
+        if self.device_mesh is None:
+            _check_weights(self)
         # A fit that was stopped may have left half a window.
         self._window_amounts.clear()
         self.train_means.reset()
@@ -233,7 +230,7 @@ class PolicyModule(LightningModule):
         """Keep means of these quantities, for training and for evaluation."""
         self.train_means, self.means = ExampleMeans(names), ExampleMeans(names)
 
-    def _window_loss(self, values: Tensor, amounts: Tensor) -> Tensor:
+    def _window_loss(self, values: Tensor, amount: float) -> Tensor:
         """Loss of the batch: its mean, in the unit of the first batch of its window.
 
         DDP averages over ranks and Lightning divides by ``accumulate_grad_batches``, whatever the
@@ -243,16 +240,16 @@ class PolicyModule(LightningModule):
 
         Args:
             values: Sums to average, ``[B]``.
-            amounts: What each value counts for, ``[B]``.
+            amount: What they count for.
 
         Returns:
             Scalar to backpropagate.
         """
-        amount = amounts.sum().to(values.dtype)
         world = self.trainer.world_size
         if world > 1:
-            amount = self.trainer.strategy.reduce(amount, reduce_op="sum") / world
-        self._window_amounts.append(max(float(amount), 1e-9))
+            here = values.new_full((), amount)
+            amount = float(self.trainer.strategy.reduce(here, reduce_op="sum") / world)
+        self._window_amounts.append(max(amount, 1e-9))
         return values.sum() / self._window_amounts[0]
 
     def configure_gradient_clipping(
@@ -318,3 +315,15 @@ class PolicyModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the means over all examples of all ranks."""
         self._log_means("test", self.means)
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Refuse weights that are not finite."""
+    checks = DeferredChecks()
+    for name, parameter in module.named_parameters():
+        error = InputError(
+            f"{name} holds weights that are NaN or infinite before the first step: load other "
+            "weights, or an earlier checkpoint"
+        )
+        checks.expect(parameter.detach().isfinite().all(), error)
+    checks.settle()

@@ -241,6 +241,8 @@ class PreferenceModule(ReferencedModule):
         return sampler.sample(self.built_policy, batch, 1, self._step, in_step)
 
     def _on_any_rank(self, here: bool) -> bool:
+        if self.trainer.world_size == 1:
+            return here
         flag = torch.tensor(float(here), device=self.device)
         return bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
 
@@ -322,14 +324,14 @@ class PreferenceModule(ReferencedModule):
         quantities = objective_quantities(found, self._beta)
         self.train_means.update(quantities, batch.counted)
         counted = batch.counted.to(found.loss)
-        return self._window_loss(found.loss * counted, counted)
+        return self._window_loss(found.loss * counted, float(batch.host.counted.sum()))
 
     def _leave_out(self, batch: ResponseBatch) -> Tensor:
         """Loss of a batch whose step is left out; the other ranks may know nothing of it."""
         self._left_out = True
+        self.train_means.update({}, batch.counted)
         nothing = zero_loss(self).expand(batch.size)
-        self.train_means.update({"loss/total": nothing}, torch.zeros_like(batch.counted))
-        return self._window_loss(nothing, batch.counted)
+        return self._window_loss(nothing, float(batch.host.counted.sum()))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Finish the gradients, and leave a step out that was to be left out on any rank."""

@@ -19,7 +19,7 @@ def outside_inference(batch: ResponseBatch) -> ResponseBatch:
         for field in dataclasses.fields(batch)
         if isinstance(value := getattr(batch, field.name), Tensor) and value.is_inference()
     }
-    return dataclasses.replace(batch, **copies)
+    return dataclasses.replace(batch, **copies).known_as(batch.host)
 
 
 def from_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:

@@ -44,7 +44,9 @@ class SFTModule(PolicyModule):
         with seeded(seed, batch.input_ids.device):
             nats, tokens = self._nats(batch)
         self.train_means.update({"nats": nats, "tokens": tokens}, batch.counted)
-        return self._window_loss(nats, tokens)
+        rows = batch.role("chosen").host
+        amount = float(((rows.lengths - rows.prompt_lengths) * rows.counted).sum())
+        return self._window_loss(nats, amount)
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
         nats, tokens = self._nats(batch)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from lit_tidpo.host_rows import HostRows, to_device
 from lit_tidpo.structures import ResponseBatch
 
 OnAnyRank = Callable[[bool], bool]
@@ -15,6 +16,26 @@ OnAnyRank = Callable[[bool], bool]
 def sampled_roles(count: int) -> tuple[str, ...]:
     """Roles of the sampled responses of a prompt: ``anchor``, or ``anchor_1`` and so on."""
     return ("anchor",) if count == 1 else tuple(f"anchor_{n}" for n in range(1, count + 1))
+
+
+def sampled_batch(first: ResponseBatch, known: HostRows, count: int) -> ResponseBatch:
+    """Sampled responses as a batch on the device of the data.
+
+    Args:
+        first: The rows of the data whose prompts were responded to, one for each prompt.
+        known: Prompts and responses on the host, ``count`` for each prompt, role by role.
+        count: Responses for each prompt.
+    """
+    device = first.input_ids.device
+    return ResponseBatch(
+        input_ids=to_device(known.input_ids, device),
+        prompt_lengths=to_device(known.prompt_lengths, device),
+        lengths=to_device(known.lengths, device),
+        roles=sampled_roles(count),
+        index=first.index,
+        counted=first.counted,
+        sampled=True,
+    ).known_as(known)
 
 
 class Sampler(ABC):

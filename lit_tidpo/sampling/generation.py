@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.host_rows import Rows, to_device
 from lit_tidpo.models.packing import plain_attention
 from lit_tidpo.models.quirks import (
     end_ids,
@@ -21,7 +23,7 @@ from lit_tidpo.models.quirks import (
     pad_id,
 )
 from lit_tidpo.models.sharding import is_sharded
-from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_roles
+from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_batch
 from lit_tidpo.structures import ResponseBatch
 
 Source = Literal["prompt", "chosen_prefix"]
@@ -107,11 +109,10 @@ class Generation(Sampler):
         Raises:
             InputError: If a context leaves no room for a new token.
         """
-        first = batch.role(batch.roles[0])
-        roles = sampled_roles(count)
-        contexts = _context_lengths(first, self.options).repeat(count)
-        input_ids, prompt_lengths = first.input_ids.repeat(count, 1), first.prompt_lengths
-        prompts, mask = _left_padded(input_ids, contexts)
+        first, device = batch.role(batch.roles[0]), batch.input_ids.device
+        host = first.host
+        contexts = _context_lengths(host, self.options).repeat(count)
+        prompts, mask = _left_padded(host.input_ids.repeat(count, 1), contexts)
         width = prompts.shape[1]
         ends = sorted({*end_ids(policy), *self.further_ends})
         with (
@@ -124,24 +125,23 @@ class Generation(Sampler):
             torch.compiler.set_stance("force_eager"),
         ):
             generated = policy.generate(
-                input_ids=prompts,
-                attention_mask=mask,
+                input_ids=to_device(prompts, device),
+                attention_mask=to_device(mask, device),
                 do_sample=False,
                 logits_processor=[_NextToken(self.options)],
                 max_new_tokens=_room(policy, width, self.options.max_new_tokens),
                 synced_gpus=on_any_rank is not None,
                 **generation_cache(policy, width + self.options.max_new_tokens),
             )
+        generated = generated.cpu()  # the one time that we wait for the device
         lengths = contexts + _lengths_to_first_end(generated[:, width:], ends)
-        return ResponseBatch(
+        known = dataclasses.replace(
+            host,
             input_ids=_right_padded(generated, width - contexts, lengths),
-            prompt_lengths=prompt_lengths.repeat(count),
+            prompt_lengths=host.prompt_lengths.repeat(count),
             lengths=lengths,
-            roles=roles,
-            index=batch.index,
-            counted=batch.counted,
-            sampled=True,
         )
+        return sampled_batch(first, known, count)
 
 
 @contextmanager
@@ -211,8 +211,16 @@ class _NextToken:
         if self.options.top_p < 1:
             # A token stays while those before it have less than top_p; the first always does.
             shares = shares.masked_fill(_before(shares) >= self.options.top_p, 0.0)
-        choice = tokens.gather(-1, torch.multinomial(shares, 1))
+        choice = tokens.gather(-1, _drawn(shares))
         return torch.full_like(scores, -torch.inf).scatter(-1, choice, 0.0)
+
+
+def _drawn(shares: Tensor) -> Tensor:
+    """A place of each row, ``[N, 1]``: what ``torch.multinomial`` draws.
+
+    That one would wait for the device at every token, to check the shares.
+    """
+    return (shares / torch.empty_like(shares).exponential_()).argmax(-1, keepdim=True)
 
 
 def _before(shares: Tensor) -> Tensor:
@@ -222,7 +230,7 @@ def _before(shares: Tensor) -> Tensor:
     return (moved.cumsum(-1) - moved).to(shares.device)
 
 
-def _context_lengths(rows: ResponseBatch, options: AnchorOptions) -> Tensor:
+def _context_lengths(rows: Rows, options: AnchorOptions) -> Tensor:
     if options.source == "prompt":
         return rows.prompt_lengths
     responses = rows.lengths - rows.prompt_lengths
@@ -248,7 +256,7 @@ def _right_padded(generated: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor
 
 def _lengths_to_first_end(tokens: Tensor, ends: list[int]) -> Tensor:
     """Tokens up to and including the first end-of-sequence token, ``[B]``."""
-    is_end = torch.isin(tokens, torch.tensor(ends, device=tokens.device, dtype=tokens.dtype))
+    is_end = torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype))
     return ((is_end.cumsum(-1) - is_end.long()) == 0).sum(-1)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from lit_tidpo.pair_cache import PairCache
-from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_roles
+from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_batch
 from lit_tidpo.structures import ResponseBatch, joined
 
 
@@ -50,35 +51,31 @@ class KeptSamples(PairCache, Sampler):
 
     def lookup(self, batch: ResponseBatch, count: int, step: int) -> ResponseBatch | None:
         """Responses to a batch, if those of every prompt are there and fresh."""
-        kept = self._fresh(batch.index, step)
+        kept = self._fresh(batch.host.index, step)
         if kept is None or any(len(responses) != count for responses in kept):
             return None
         first = batch.role(batch.roles[0])
+        host = first.host
         prompts = [
             ids[:length]
-            for ids, length in zip(
-                first.input_ids.cpu(), first.prompt_lengths.tolist(), strict=True
-            )
+            for ids, length in zip(host.input_ids, host.prompt_lengths.tolist(), strict=True)
         ]
         rows = [
             torch.cat([prompt, responses[place]])
             for place in range(count)
             for prompt, responses in zip(prompts, kept, strict=True)
         ]
-        device = batch.input_ids.device
-        return ResponseBatch(
-            input_ids=pad_sequence(rows, batch_first=True).to(device),
-            prompt_lengths=first.prompt_lengths.repeat(count),
-            lengths=torch.tensor([len(row) for row in rows], device=device),
-            roles=sampled_roles(count),
-            index=batch.index,
-            counted=batch.counted,
-            sampled=True,
+        known = dataclasses.replace(
+            host,
+            input_ids=pad_sequence(rows, batch_first=True),
+            prompt_lengths=host.prompt_lengths.repeat(count),
+            lengths=torch.tensor([len(row) for row in rows]),
         )
+        return sampled_batch(first, known, count)
 
     def store(self, samples: ResponseBatch, step: int) -> None:
         """Keep sampled responses; their prompts are those of the data."""
-        mask = samples.response_mask.cpu()
-        responses = [row[own] for row, own in zip(samples.input_ids.cpu(), mask, strict=True)]
+        host = samples.host
+        responses = [row[own] for row, own in zip(host.input_ids, host.response_mask, strict=True)]
         size = samples.size
-        self._keep(samples.index, (responses[prompt::size] for prompt in range(size)), step)
+        self._keep(host.index, (responses[prompt::size] for prompt in range(size)), step)

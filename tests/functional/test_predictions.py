@@ -68,6 +68,7 @@ def gradients(values, policy, factors):
     return torch.autograd.grad(loss, policy, retain_graph=True)
 
 
+@pytest.mark.parametrize("at_hand", [True, False], ids=["looks at values", "waits for nothing"])
 @pytest.mark.parametrize("reduced", [4, 100], ids=["4 tokens reduced at a time", "all"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize(
@@ -75,10 +76,13 @@ def gradients(values, policy, factors):
     [from_logits, tiles_of(1), tiles_of(5), tiles_of(100)],
     ids=["logits", "1", "5", "100"],
 )
-def test_values_and_gradients_are_those_of_the_definitions(compute, bias, reduced, monkeypatch):
+def test_values_and_gradients_are_those_of_the_definitions(
+    compute, bias, reduced, at_hand, monkeypatch
+):
     """L9, in float64 to 1e-12; the divergence of the first tokens takes no gradient (TDPO2)."""
     module = importlib.import_module(Predictions.__module__)  # its name is also a function's
     monkeypatch.setattr(module, "_reduced_at_once", lambda logits: reduced)
+    monkeypatch.setattr(module, "_is_at_hand", lambda values: at_hand)
     policy, reference, labels = problem(bias=bias)
     factors = torch.randn(4, TOKENS, dtype=torch.float64)
     factors[3, :6] = 0.0
