@@ -303,14 +303,22 @@ def most_positions(policy: Any) -> int | None:
     return getattr(policy.config.get_text_config(), "max_position_embeddings", None)
 
 
-def generation_cache(policy: Any, positions: int) -> dict[str, Any]:
+def generation_cache(policy: Any, positions: int, compiled: bool = False) -> dict[str, Any]:
     """Arguments of ``generate`` for a cache with all its room from the start.
 
     The usual one is copied at every token. Under autocast keys and values differ in dtype, which a
     cache made at once cannot hold. In a synchronised run this rank goes on with the others when it
     is done, so its own room does not tell how many tokens come.
+
+    Args:
+        policy: The model.
+        positions: Tokens at the most.
+        compiled: Have transformers compile the model for such a cache, with CUDA graphs on a GPU.
+
+    Raises:
+        InputError: If the model cannot be compiled so.
     """
-    from transformers import StaticCache
+    from transformers import CompileConfig, StaticCache
 
     model = inner_model(policy)
     config = model.config.get_text_config(decoder=True)
@@ -319,7 +327,19 @@ def generation_cache(policy: Any, positions: int) -> dict[str, Any]:
     # The second is the name before transformers 5.24, whose state-space models have neither.
     names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}
     autocast = torch.is_autocast_enabled(next(model.parameters()).device.type)
-    if not (fits and names) or autocast:
+    static = bool(fits and names) and not autocast
+    if compiled:
+        if not static or is_sharded(policy):
+            why = "under fp16 autocast" if autocast else "and a cache of fixed size"
+            why = "sharded over ranks" if is_sharded(policy) else why
+            raise InputError(
+                f"anchor.compiled=true: {type(model).__name__} cannot be compiled {why}: leave it "
+                "out"
+            )
+        how = CompileConfig()
+        how._compile_all_devices = True  # type: ignore[assignment] # what is asked for is done
+        return {"use_cache": True, "cache_implementation": "static", "compile_config": how}
+    if not static:
         return {"use_cache": True}
     cache = StaticCache(config, max_cache_len=positions)
     return {"use_cache": True, names.pop(): cache, "disable_compile": True}

@@ -44,6 +44,8 @@ class AnchorOptions:
         reuse_steps: Optimizer steps for which anchors are sampled in one go, by the policy of the
             first of them, and kept; 1 samples at each step by the policy of that step. With a
             loader of another library, only pairs that come again within them share an anchor.
+        compiled: Compile the model for sampling, with CUDA graphs on a GPU. Each new number of rows
+            or length compiles it again: worthwhile with ``reuse_steps`` and rows of like length.
     """
 
     source: Source = "prompt"
@@ -53,6 +55,7 @@ class AnchorOptions:
     top_k: int = 50
     top_p: float = 0.95
     reuse_steps: int = 1
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         check_choice("anchor.source", self.source, Source)
@@ -107,7 +110,7 @@ class Generation(Sampler):
         """Sample responses; see :meth:`Sampler.sample`.
 
         Raises:
-            InputError: If a context leaves no room for a new token.
+            InputError: If a context leaves no room for a new token, or the model is not compiled.
         """
         first, device = batch.role(batch.roles[0]), batch.input_ids.device
         host = first.host
@@ -121,8 +124,8 @@ class Generation(Sampler):
             _plain_sampling(policy, ends),
             plain_attention(policy),
             _weights_in_bf16(policy),
-            # One token after the other is of another shape each time.
-            torch.compiler.set_stance("force_eager"),
+            # Layers that are compiled for training would meet other shapes here.
+            torch.compiler.set_stance("default" if self.options.compiled else "force_eager"),
         ):
             generated = policy.generate(
                 input_ids=to_device(prompts, device),
@@ -131,7 +134,9 @@ class Generation(Sampler):
                 logits_processor=[_NextToken(self.options)],
                 max_new_tokens=_room(policy, width, self.options.max_new_tokens),
                 synced_gpus=on_any_rank is not None,
-                **generation_cache(policy, width + self.options.max_new_tokens),
+                **generation_cache(
+                    policy, width + self.options.max_new_tokens, self.options.compiled
+                ),
             )
         generated = generated.cpu()  # the one time that we wait for the device
         lengths = contexts + _lengths_to_first_end(generated[:, width:], ends)

@@ -241,6 +241,22 @@ def generations(world, options):
     return rows
 
 
+def compilations(world, options):
+    """Whether generation is asked to compile the policy; it is not made to, as that takes long."""
+    asked, generate = [], world.policy.generate
+
+    def ask(compile_config=None, cache_implementation=None, **given):
+        asked.append(compile_config is not None)
+        return generate(**given)
+
+    world.policy.generate = ask
+    try:
+        anchors(world, options)
+    finally:
+        del world.policy.generate
+    return asked
+
+
 class Counted(GradientImportance):
     def __init__(self):
         super().__init__()
@@ -434,6 +450,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "top_k": Flip(anchors, 1),
         "top_p": Flip(anchors, 0.05),
         "reuse_steps": Flip(generations, 2),
+        "compiled": Flip(compilations, True),
     },
     PreferenceModule: {
         "policy": Flip(loss, other_policy),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
+import transformers
 from model_runs import run
 from transformers import (
     AutoModelForCausalLM,
@@ -159,6 +161,42 @@ def test_without_any_end_all_tokens_count(monkeypatch):
     fake_generate(policy, monkeypatch, [[9, 2], [9, 0], [0, 0]])
     anchors = sample_anchors(policy, BATCH, AnchorOptions(max_new_tokens=2))
     assert (anchors.lengths - anchors.prompt_lengths).tolist() == [2, 2, 2]
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_samples_the_same(monkeypatch):
+    """The likeliest tokens, of prompts of two widths; compiled once, for cheap without Inductor."""
+    from torch._dynamo.utils import counters
+
+    policy, compiled = tiny_policy(), dataclasses.replace(GREEDY, compiled=True)
+    config = functools.partial(transformers.CompileConfig, backend="eager", mode=None)
+    monkeypatch.setattr(transformers, "CompileConfig", config)
+    counters.clear()
+    for batch in (BATCH, tiny_batch(seed=3)):
+        found, expected = (sample_anchors(policy, batch, each) for each in (compiled, GREEDY))
+        assert torch.equal(found.input_ids, expected.input_ids)
+        assert torch.equal(found.lengths, expected.lengths)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("refused", ["GPTNeo", "alibi", "fp16"])
+def test_what_cannot_be_compiled_for_sampling_is_refused(refused):
+    small = {"vocab_size": 48, "hidden_size": 16, "num_attention_heads": 2, "eos_token_id": END}
+    config = {
+        "GPTNeo": GPTNeoConfig(**small, num_layers=1, attention_types=[[["global"], 1]]),
+        "alibi": FalconConfig(**small, num_hidden_layers=1, alibi=True),
+        "fp16": None,
+    }[refused]
+    policy = tiny_policy() if config is None else AutoModelForCausalLM.from_config(config)
+    compiled = dataclasses.replace(GREEDY, compiled=True)
+    words = "under fp16 autocast" if config is None else "a cache of fixed size"
+    with (
+        torch.autocast("cpu", torch.float16, enabled=config is None),
+        pytest.raises(InputError, match=f"anchor.compiled=true: .* {words}: leave it out"),
+    ):
+        sample_anchors(policy, BATCH, compiled)
 
 
 def test_generation_gets_left_padded_prompts_and_every_option(monkeypatch):
