@@ -18,6 +18,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 	MYPYPATH=plugins/ablation/src $(BIN)/mypy plugins/ablation/src
+	MYPYPATH=plugins/vllm/src $(BIN)/mypy plugins/vllm/src
 
 # Less than 30 minutes on two cores, as long for techniques and other shapes, 5 for the scaling; they
 # write benchmarks/results and docs/performance.md.

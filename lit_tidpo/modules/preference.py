@@ -40,6 +40,7 @@ from lit_tidpo.modules.runtime import (
 from lit_tidpo.objective import Objective, ObjectiveValues
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
+from lit_tidpo.sampling.base import Sampler
 from lit_tidpo.sampling.generation import AnchorOptions, Generation, window_batches
 from lit_tidpo.sampling.kept_samples import KeptSamples
 from lit_tidpo.schedules import Scalar, value_at
@@ -79,6 +80,7 @@ class PreferenceModule(ReferencedModule):
         loss_weights: Factor of each loss by name; where absent the loss's own, which is 0.1 for the
             triplet loss (Eq. 14's gamma) and 1 for the others. At 0 a loss computes nothing.
         anchor: How anchors are sampled, where a loss asks for them.
+        sampler: What samples them; None takes the policy's own ``generate``.
         importance_every: Optimizer steps for which an example's weights are kept; 1 computes them
             at every step, 0 once before training.
         evaluation: What validation and test report: the whole ``objective``, or ``rewards`` alone,
@@ -111,6 +113,7 @@ class PreferenceModule(ReferencedModule):
         losses: dict[str, LossComponent] | None = None,
         loss_weights: dict[str, Scalar] | None = None,
         anchor: AnchorOptions = _ANCHOR,
+        sampler: Sampler | None = None,
         importance_every: int = 1,
         evaluation: Evaluation = "objective",
         layout: LayoutChoice = "auto",
@@ -156,13 +159,14 @@ class PreferenceModule(ReferencedModule):
             seed,
         )
         self._remember_arguments(arguments)
-        self._tell_of_idle_settings(importance, weight_scale, anchor)
+        self._tell_of_idle_settings(importance, weight_scale, anchor, sampler)
         parts: dict[str, object] = {**objective.losses}
         parts |= {f"importance_{place}": part for place, part in enumerate(walk(estimator))}
         # Components with parameters of their own are trained and saved with the policy.
         self.learned = nn.ModuleDict({k: v for k, v in parts.items() if isinstance(v, nn.Module)})
         self.anchor = anchor
-        self.sampler = Generation(anchor)
+        self.sampler = Generation(anchor) if sampler is None else sampler
+        self.sampler.options = anchor
         self.kept_samples = KeptSamples(self.sampler, anchor.reuse_steps)
         self.kept_weights = KeptWeights(importance_every)
         self.evaluation = evaluation
@@ -172,11 +176,16 @@ class PreferenceModule(ReferencedModule):
         self._keep_means(quantity_names(objective.losses))
 
     def _tell_of_idle_settings(
-        self, importance: ImportanceEstimator | None, weight_scale: Scale, anchor: AnchorOptions
+        self,
+        importance: ImportanceEstimator | None,
+        weight_scale: Scale,
+        anchor: AnchorOptions,
+        sampler: Sampler | None,
     ) -> None:
         needs = self.objective.needs
-        if "anchor" not in needs and anchor != _ANCHOR:
-            rank_zero_warn("model.anchor has no effect: no loss asks for an anchor")
+        for name, given in (("anchor", anchor != _ANCHOR), ("sampler", sampler is not None)):
+            if given and "anchor" not in needs:
+                rank_zero_warn(f"model.{name} has no effect: no loss asks for an anchor")
         if "weights" not in needs and (importance is not None or weight_scale != "mean"):
             rank_zero_warn(
                 "model.importance and model.weight_scale have an effect on predict alone: no loss "

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lit_tidpo.host_rows import HostRows, to_device
+from torch import Tensor
+
+from lit_tidpo.host_rows import HostRows, Rows, to_device
+from lit_tidpo.models.quirks import end_ids
+from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import ResponseBatch
+
+if TYPE_CHECKING:
+    from lit_tidpo.sampling.generation import AnchorOptions
 
 OnAnyRank = Callable[[bool], bool]
 """Whether something holds on any rank; all ranks have to ask together."""
@@ -38,12 +45,39 @@ def sampled_batch(first: ResponseBatch, known: HostRows, count: int) -> Response
     ).known_as(known)
 
 
-class Sampler(ABC):
+def context_lengths(rows: Rows, options: AnchorOptions) -> Tensor:
+    """Tokens of each row that a response goes on from, ``[N]``.
+
+    Args:
+        rows: Rows with the first response of each prompt, on the host.
+        options: How to sample: from the prompts, or from prefixes of these responses.
+    """
+    if options.source == "prompt":
+        return rows.prompt_lengths
+    responses = rows.lengths - rows.prompt_lengths
+    # At least one token of the response stays to be sampled.
+    prefix = (responses * options.prefix_fraction).long().clamp(max=responses - 1)
+    return rows.prompt_lengths + prefix
+
+
+class Sampler(Component, ABC):
     """Lets the policy write responses to the prompts of a batch.
 
     Sampling moves no gradient, mode or setting of the policy, and draws from torch's global
     generators alone: seed those to repeat it.
+
+    Attributes:
+        options: How to sample; the module sets its ``anchor``.
+        further_ends: Tokens that end a response besides those of the policy's settings; the module
+            sets those that end the responses of the data.
     """
+
+    options: AnchorOptions
+    further_ends: frozenset[int] = frozenset()
+
+    def ends(self, policy: Any) -> list[int]:
+        """All tokens that end a response."""
+        return sorted({*end_ids(policy), *self.further_ends})
 
     @abstractmethod
     def sample(

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from lit_tidpo.errors import InputError, check_choice
-from lit_tidpo.host_rows import Rows, to_device
+from lit_tidpo.host_rows import to_device
 from lit_tidpo.models.packing import plain_attention
 from lit_tidpo.models.quirks import (
-    end_ids,
     evaluating,
     generation_cache,
     inner_model,
@@ -23,7 +22,7 @@ from lit_tidpo.models.quirks import (
     pad_id,
 )
 from lit_tidpo.models.sharding import is_sharded
-from lit_tidpo.sampling.base import OnAnyRank, Sampler, sampled_batch
+from lit_tidpo.sampling.base import OnAnyRank, Sampler, context_lengths, sampled_batch
 from lit_tidpo.structures import ResponseBatch
 
 Source = Literal["prompt", "chosen_prefix"]
@@ -90,14 +89,10 @@ class Generation(Sampler):
 
     Args:
         options: How to sample.
-
-    Attributes:
-        further_ends: Tokens that end a response besides those of the policy's settings.
     """
 
     def __init__(self, options: AnchorOptions) -> None:
         self.options = options
-        self.further_ends: frozenset[int] = frozenset()
 
     def sample(
         self,
@@ -114,10 +109,10 @@ class Generation(Sampler):
         """
         first, device = batch.role(batch.roles[0]), batch.input_ids.device
         host = first.host
-        contexts = _context_lengths(host, self.options).repeat(count)
+        contexts = context_lengths(host, self.options).repeat(count)
         prompts, mask = _left_padded(host.input_ids.repeat(count, 1), contexts)
         width = prompts.shape[1]
-        ends = sorted({*end_ids(policy), *self.further_ends})
+        ends = self.ends(policy)
         with (
             torch.no_grad(),
             evaluating(policy),
@@ -233,15 +228,6 @@ def _before(shares: Tensor) -> Tensor:
     place = "cpu" if torch.are_deterministic_algorithms_enabled() else shares.device
     moved = shares.to(place)
     return (moved.cumsum(-1) - moved).to(shares.device)
-
-
-def _context_lengths(rows: Rows, options: AnchorOptions) -> Tensor:
-    if options.source == "prompt":
-        return rows.prompt_lengths
-    responses = rows.lengths - rows.prompt_lengths
-    # At least one token of the response stays to be sampled.
-    prefix = (responses * options.prefix_fraction).long().clamp(max=responses - 1)
-    return rows.prompt_lengths + prefix
 
 
 def _left_padded(input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

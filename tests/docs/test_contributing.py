@@ -27,6 +27,7 @@ PUBLIC = {
     "lit_tidpo.losses.pair",
     "lit_tidpo.losses.divergences",
     "lit_tidpo.schedules",
+    "lit_tidpo.sampling.base",
     "lit_tidpo.structures",
     "lit_tidpo.functional",
     "lit_tidpo.errors",

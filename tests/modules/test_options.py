@@ -30,6 +30,7 @@ from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, ModelOptions, PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.sampling.base import Sampler
 from lit_tidpo.sampling.generation import AnchorOptions, Generation
 
 from .runs import (
@@ -257,6 +258,16 @@ def compilations(world, options):
     return asked
 
 
+class Silent(Sampler):
+    """Ends each response at once."""
+
+    def sample(self, policy, batch, count=1, step=0, on_any_rank=None):
+        rows = batch.role("chosen")
+        ids = rows.input_ids.scatter(1, rows.prompt_lengths[:, None], 2)
+        lengths = rows.prompt_lengths + 1
+        return dataclasses.replace(rows, input_ids=ids, lengths=lengths, roles=("anchor",))
+
+
 class Counted(GradientImportance):
     def __init__(self):
         super().__init__()
@@ -456,6 +467,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "policy": Flip(loss, other_policy),
         "reference": Flip(reference_logps, None),
         "reference_cache": Flip(kept_folders, in_world(lambda world: str(world.tmp / "reference"))),
+        "sampler": Flip(anchored, Silent()),
         "importance": Flip(weights, UniformImportance()),
         "models": Flip(
             taught_by,

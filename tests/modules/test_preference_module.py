@@ -11,7 +11,7 @@ from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.generation import AnchorOptions, Generation
 
 from .runs import (
     NO_TRIPLET,
@@ -316,6 +316,7 @@ def test_evaluation_by_rewards_alone_runs_no_estimator_and_samples_no_anchor(
     ("options", "warning"),
     [
         ({"anchor": AnchorOptions(max_new_tokens=3)}, "model.anchor has no effect"),
+        ({"sampler": Generation(AnchorOptions())}, "model.sampler has no effect"),
         ({"weight_scale": "sum"}, "have an effect on predict alone"),
         ({"importance": AttentionImportance()}, "have an effect on predict alone"),
     ],

@@ -19,7 +19,7 @@ from lit_tidpo.plugins.parser import PluginArgumentParser
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"^`(lit-tidpo-[^`]+)`\n\n```\w+\n(.*?)^```$", PAGE, re.M | re.S))
-PLUGINS = ("surprisal", "ablation")
+PLUGINS = ("surprisal", "ablation", "vllm")
 MADE = {"twice_surprising": "importance", "hinge_margin": "losses"}  # of plugins/template, by kind
 REQUIRED = ["--model.policy.path=builtin:policy", "--data.source=builtin:stdlib_defects"]
 
@@ -105,6 +105,17 @@ def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
         "init_args": {"power": 2.0, "clip": None},
     }
     assert fit.stderr == ""  # a run whose options are in order warns of nothing
+
+
+@pytest.mark.slow
+def test_a_sampler_is_chosen_by_its_class_path(run):
+    choice = ["--model.sampler=lit_tidpo_vllm.VLLMSampler", "--model.sampler.path=somewhere"]
+    fit = run("-m", "lit_tidpo", "fit", *REQUIRED, *choice, "--print_config")
+    assert fit.returncode == 0, fit.stderr
+    sampler = yaml.safe_load(fit.stdout)["model"]["sampler"]
+    assert sampler["class_path"] == "lit_tidpo_vllm.VLLMSampler"
+    assert sampler["init_args"]["path"] == "somewhere"
+    assert sampler["init_args"]["sync_steps"] == 1
 
 
 @pytest.mark.slow
