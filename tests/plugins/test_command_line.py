@@ -108,17 +108,6 @@ def test_the_core_lists_and_runs_a_plugin_that_it_does_not_know(run):
 
 
 @pytest.mark.slow
-def test_a_sampler_is_chosen_by_its_class_path(run):
-    choice = ["--model.sampler=lit_tidpo_vllm.VLLMSampler", "--model.sampler.path=somewhere"]
-    fit = run("-m", "lit_tidpo", "fit", *REQUIRED, *choice, "--print_config")
-    assert fit.returncode == 0, fit.stderr
-    sampler = yaml.safe_load(fit.stdout)["model"]["sampler"]
-    assert sampler["class_path"] == "lit_tidpo_vllm.VLLMSampler"
-    assert sampler["init_args"]["path"] == "somewhere"
-    assert sampler["init_args"]["sync_steps"] == 1
-
-
-@pytest.mark.slow
 def test_the_third_parties_own_tests_pass(run):
     names = [*PLUGINS, *MADE, "lit-tidpo-divergence", "lit-tidpo-exponential"]
     tests = [f"{name}/tests" for name in names]
@@ -181,6 +170,15 @@ def test_the_commands_of_the_recipes_choose_their_components(capsys, tmp_path):
     model = printed(capsys, "fit", *REQUIRED, f"--config={config}")["model"]
     assert model["losses"]["preference"] == exponential
     assert model["losses"]["triplet"]["class_path"] == "lit_tidpo.losses.triplet"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("recipes")
+def test_a_sampler_is_chosen_by_its_class_path(capsys):
+    choice = ["--model.sampler=lit_tidpo_vllm.VLLMSampler", "--model.sampler.path=somewhere"]
+    sampler = printed(capsys, "fit", *REQUIRED, *choice)["model"]["sampler"]
+    assert sampler["class_path"] == "lit_tidpo_vllm.VLLMSampler"
+    assert (sampler["init_args"]["path"], sampler["init_args"]["sync_steps"]) == ("somewhere", 1)
 
 
 @pytest.mark.slow
