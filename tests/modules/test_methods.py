@@ -83,6 +83,7 @@ def test_masks_and_means_are_saved_with_the_policy(model_folder, scored, tmp_pat
     assert_same(loaded.learned.state_dict(), state)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # saved nothing on
 def test_a_run_with_means_and_draws_goes_on_as_if_it_had_not_stopped(
     model_folder, scored, tmp_path
 ):
@@ -90,7 +91,7 @@ def test_a_run_with_means_and_draws_goes_on_as_if_it_had_not_stopped(
         return make_module(model_folder, losses={n: make(n) for n in ("bco", "beta_dpo")})
 
     whole = fit(module(), scored, tmp_path, max_steps=3)
-    rest = fit(module(), scored, tmp_path, ckpt_path=tmp_path / "step=1.ckpt", max_steps=3)
+    rest = fit(module(), scored, ckpt_path=tmp_path / "step=1.ckpt", max_steps=3)
     assert_same(rest.parameters[-1], whole.parameters[-1])
 
 
