@@ -8,9 +8,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from lit_tidpo.commands.option_sources import Option
 from lit_tidpo.commands.options import (
     TRAINING,
-    Option,
     choices,
     command_options,
     function_options,

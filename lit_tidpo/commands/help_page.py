@@ -7,7 +7,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from lit_tidpo.commands.options import TRAINING, Option, command_options, function_options
+from lit_tidpo.commands.option_sources import Option
+from lit_tidpo.commands.options import TRAINING, command_options, function_options
 
 _ABOUT = {
     "fit": "Train on preference pairs.",

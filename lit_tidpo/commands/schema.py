@@ -6,7 +6,8 @@ import json
 import sys
 from typing import Any
 
-from lit_tidpo.commands.options import COMMON, RESUME, TRAINING, Option, choices, command_options
+from lit_tidpo.commands.option_sources import Option
+from lit_tidpo.commands.options import COMMON, RESUME, TRAINING, choices, command_options
 from lit_tidpo.errors import InputError
 
 _PLAIN = {"int": "integer", "float": "number", "bool": "boolean", "str": "string"}
