@@ -31,6 +31,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   plugins                        importance estimators and losses that can be chosen
   plugins --json                 all that is known of each: needs, relative cost, source, unit
   plugins --needs                what estimators and losses can ask for
+  estimate [--memory GB]         memory of each device that fit would take, from configs alone
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
   completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"
   schema [COMMAND]               JSON schema of configurations, for editors
@@ -44,6 +45,7 @@ _MODULES = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "training"),
     "sft": "training",
     "plugins": "plugins",
+    "estimate": "estimate",
     "export": "export",
     "completion": "completion",
     "schema": "schema",

@@ -41,6 +41,7 @@ LAYERS = {
     "assets.build": 2,
     "modules": 3,
     "callbacks": 3,
+    "memory": 3,
     "": 3,
     "plugins.parser": 4,
     "commands": 4,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,6 +138,19 @@ class ModelOptions:
             raise InputError(f"revision={self.revision!r} has no effect without a path: set both")
 
 
+_reads_weights = ContextVar("reads_weights", default=True)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Make models of their configs alone meanwhile: no weights are read."""
+    token = _reads_weights.set(False)
+    try:
+        yield
+    finally:
+        _reads_weights.reset(token)
+
+
 def build_policy(config: PolicyConfig) -> PreTrainedModel:
     """Load the model to be trained.
 
@@ -187,7 +201,7 @@ def _load(config: PolicyConfig) -> Any:
                 f"policy.path={config.path!r} is an encoder-decoder ({architecture.model_type}): "
                 "expected a causal language model"
             )
-        if config.init == "pretrained":
+        if config.init == "pretrained" and _reads_weights.get():
             load: Any = AutoModelForCausalLM.from_pretrained
             model, found = load(path, output_loading_info=True, **loading, **options)
             _check_weights(config.path, found)

@@ -1,0 +1,1 @@
+"""How much memory a run takes, from a step that is run without numbers."""
