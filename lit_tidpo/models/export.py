@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from lit_tidpo.errors import InputError, explained
+from lit_tidpo.locations import locate
 from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
 from lit_tidpo.models.policy import PolicyConfig, build_policy, lora_options
 from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
@@ -49,15 +50,17 @@ def export_checkpoint(
     checkpoint: Path,
     folder: Path,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    adapter: bool = False,
 ) -> Path:
     """Write the policy of a checkpoint, with its tokenizer, for ``AutoModelForCausalLM``.
 
-    Adapters are merged into their base.
+    Adapters are merged into their base, or written alone, for ``PeftModel.from_pretrained`` on it.
 
     Args:
         checkpoint: A file or folder that ``fit`` wrote.
         folder: New or empty folder.
         dtype: Type of the stored weights; by default as they were trained.
+        adapter: Write the adapters alone.
 
     Returns:
         The folder.
@@ -74,18 +77,20 @@ def export_checkpoint(
         config = _policy_config(content, checkpoint)
         data = dict(content.get("datamodule_hyper_parameters") or {})
         saved: dict[str, Any] = dict(content["state_dict"])
-    # The checkpoint holds all weights: none need to be loaded first.
-    policy: Any = build_policy(dataclasses.replace(config, init="random", disable_dropout=False))
-    weights = {key[len(_PREFIX) :]: saved[key] for key in saved if key.startswith(_PREFIX)}
-    with explained(f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"):
-        policy.load_state_dict(weights)
+    if adapter and config.lora is None and config.adapter is None:
+        raise InputError(f"checkpoint {str(checkpoint)!r} has no adapters: leave --adapter out")
+    policy = _restored(config, saved, checkpoint)
     expected = _probe(policy)
     if not bool(expected.isfinite().all()):
         raise InputError(
             f"the weights in checkpoint {str(checkpoint)!r} give log-probs that are NaN or "
             "infinite: nothing was exported; take an earlier checkpoint"
         )
-    if config.lora is not None or config.adapter is not None:
+    if adapter:
+        for each in policy.peft_config.values():
+            each.base_model_name_or_path = locate(config.path)
+            each.revision = config.revision
+    elif config.lora is not None or config.adapter is not None:
         policy = merge_adapters(policy)
         _check_same(expected, _probe(policy), policy.dtype, "merging its adapters")
     if dtype is not None:
@@ -98,12 +103,29 @@ def export_checkpoint(
         written = Path(beside) / "model"
         policy.save_pretrained(written)
         tokenizer.save_pretrained(written)
-        again = build_policy(PolicyConfig(str(written), dtype="auto", disable_dropout=False))
+        as_written = PolicyConfig(str(written), dtype="auto", disable_dropout=False)
+        if adapter:
+            as_written = dataclasses.replace(config, lora=None, adapter=str(written), init_seed=0)
+        again = build_policy(as_written).to(policy.dtype)  # type: ignore[arg-type]
         _check_same(expected, _probe(again), policy.dtype, "writing it")
         if folder.exists():
             folder.rmdir()
         written.rename(folder)
     return folder
+
+
+def _restored(config: PolicyConfig, saved: dict[str, Any], checkpoint: Path) -> Any:
+    """The policy with the weights of a checkpoint."""
+    # None need to be loaded first, unless the checkpoint lacks what was not trained.
+    init = "random" if config.save_frozen else config.init
+    policy: Any = build_policy(dataclasses.replace(config, init=init, disable_dropout=False))
+    weights = {key[len(_PREFIX) :]: saved[key] for key in saved if key.startswith(_PREFIX)}
+    if not config.save_frozen:
+        frozen = {key for key, value in policy.named_parameters() if not value.requires_grad}
+        weights |= {key: value for key, value in policy.state_dict().items() if key in frozen}
+    with explained(f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"):
+        policy.load_state_dict(weights)
+    return policy
 
 
 def _probe(policy: Any) -> torch.Tensor:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,12 +38,23 @@ class LoraOptions:
         alpha: Scale of the update is ``alpha / r``.
         dropout: Dropout on the adapters' input; has an effect with ``disable_dropout: false`` only.
         target_modules: Names of the layers to adapt; None adapts all linear layers but the head.
+        use_rslora: Scale the update by ``alpha / sqrt(r)`` instead (rsLoRA, arXiv 2312.03732).
+        use_dora: Learn magnitude and direction of the weights apart (DoRA, arXiv 2402.09353).
+        modules_to_save: Names of modules that are trained as a whole beside the adapters.
+        rank_pattern: Ranks of layers that have another one, by (a regular expression of) their
+            name.
+        alpha_pattern: The same for ``alpha``.
     """
 
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
     target_modules: list[str] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, int] = field(default_factory=dict)
 
 
 def lora_options(given: Mapping[str, Any] | None) -> LoraOptions | None:
@@ -75,6 +86,8 @@ class PolicyConfig:
             kernel; worthwhile on GPUs, from some hundred steps on.
         disable_dropout: Set every dropout probability of the model to 0, as other trainers do.
         trust_remote_code: Let the Hub repository run its own modelling code.
+        save_frozen: Whether checkpoints hold weights that are not trained, too. Without, they hold
+            adapters alone, and the rest comes from ``path`` again.
     """
 
     path: str = ""
@@ -89,6 +102,7 @@ class PolicyConfig:
     compile_layers: bool = False
     disable_dropout: bool = True
     trust_remote_code: bool = False
+    save_frozen: bool = True
 
     def __post_init__(self) -> None:
         check_choice("policy.init", self.init, Init)
@@ -104,6 +118,11 @@ class PolicyConfig:
             raise InputError(
                 f"policy.lora.dropout={self.lora.dropout} has no effect with "
                 "policy.disable_dropout=true: set one of them"
+            )
+        if not self.save_frozen and self.lora is None and self.adapter is None:
+            raise InputError(
+                "policy.save_frozen=false has no effect without adapters, as all weights are "
+                "trained: leave it out, or set policy.lora"
             )
         if self.lora is not None and self.adapter is not None:
             raise InputError(
@@ -246,6 +265,11 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules or "all-linear",
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        modules_to_save=lora.modules_to_save,
+        rank_pattern=lora.rank_pattern,
+        alpha_pattern=lora.alpha_pattern,
         task_type="CAUSAL_LM",
     )
     # All ranks start alike, whatever else they drew.

@@ -155,13 +155,18 @@ def check_untied(model: Any) -> None:
     base = inner_model(model)
     head = output_layer(base)
     shared = base.config.get_text_config().tie_word_embeddings
-    adapted = [layer for layer in (input_layer(base), head) if hasattr(layer, "base_layer")]
+    layers = (input_layer(base), head)
+    adapted = [layer for layer in layers if {"base_layer", "modules_to_save"} & _parts(layer)]
     if shared and adapted:
         raise InputError(
             "policy.lora adapts the output layer or the embeddings, but this model shares their "
             "weights (tie_word_embeddings), so that merging one would change the other: choose "
-            "other target_modules"
+            "other target_modules and modules_to_save"
         )
+
+
+def _parts(module: nn.Module | None) -> set[str]:
+    return set() if module is None else {name for name, _ in module.named_children()}
 
 
 # What a forward pass does beside the logits

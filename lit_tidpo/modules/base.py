@@ -111,6 +111,11 @@ class PolicyModule(LightningModule):
                     "policy.compile_layers is not proven to be right with strategy model_parallel: "
                     "leave it out"
                 )
+            if not self.policy_config.save_frozen:
+                raise InputError(
+                    "policy.save_frozen=false does not go with strategy model_parallel, which "
+                    "writes and reads its checkpoints part by part: leave it out"
+                )
             for model in models:
                 if model is not None:
                     # peft's wrapper generates by the model inside, whose hooks must gather.
@@ -147,9 +152,15 @@ class PolicyModule(LightningModule):
             return self.optimizer(parameters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep which optimizer it is, and its settings."""
+        """Keep which optimizer it is, and its settings; let go of frozen weights if asked to."""
         for optimizer in self.trainer.optimizers[:1]:
             checkpoint["optimizer"] = kept_settings(optimizer)
+        if not self.policy_config.save_frozen:
+            for name in self._frozen_names():
+                del checkpoint["state_dict"][name]
+
+    def _frozen_names(self) -> list[str]:
+        return [name for name, value in self.named_parameters() if not value.requires_grad]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the checkpoint's optimizer the settings of this run, where they are others.
@@ -173,6 +184,9 @@ class PolicyModule(LightningModule):
             "the checkpoint does not fit the model; give model.policy the path and adapters of its "
             "training"
         ):
+            if not self.policy_config.save_frozen:
+                own = self.state_dict()
+                state_dict = {**{name: own[name] for name in self._frozen_names()}, **state_dict}
             return super().load_state_dict(state_dict, strict, assign)
 
     def _rate_factor(self, step: int) -> float:

@@ -173,7 +173,11 @@ class ReferencedModule(PolicyModule):
     ) -> PolicyConfig:
         """How a model that is not trained is loaded: as the policy, from elsewhere."""
         config = dataclasses.replace(
-            self.policy_config, lora=None, adapter=adapter, activation_checkpointing=False
+            self.policy_config,
+            lora=None,
+            adapter=adapter,
+            activation_checkpointing=False,
+            save_frozen=True,
         )
         if path is None:
             return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
@@ -13,7 +14,7 @@ from lit_tidpo.cli import main
 from lit_tidpo.errors import InputError
 from lit_tidpo.models import export
 from lit_tidpo.models.export import export_checkpoint, merge_adapters, read_checkpoint
-from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
 
 from .runs import (
@@ -193,3 +194,47 @@ def test_an_export_that_is_not_the_policy_is_refused_and_leaves_nothing(
     with pytest.raises(InputError, match=f"{step} .* nothing was exported"):
         export_checkpoint(checkpoint, tmp_path / "to" / "exported")
     assert not list((tmp_path / "to").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(LoraOptions(r=2), id="lora"),
+        pytest.param(
+            LoraOptions(
+                r=2,
+                use_rslora=True,
+                use_dora=True,
+                modules_to_save=["lm_head"],
+                rank_pattern={"q_proj": 4},
+                alpha_pattern={"v_proj": 3},
+            ),
+            id="all",
+        ),
+    ],
+)
+def test_an_adapter_travels_alone(model_folder, source, batch, tmp_path, lora):
+    """From a checkpoint that holds no other weights, to be loaded by peft itself."""
+    policy = {"lora": lora, "save_frozen": False}
+    checkpoint, module = fitted(model_folder, source, tmp_path / "saved", policy)
+    names = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert names
+    assert all("lora_" in name or "modules_to_save" in name for name in names)
+    folder = tmp_path / "exported"
+    main(["export", str(checkpoint), str(folder), "--adapter"])
+    assert not list(folder.glob("model*"))
+    base = AutoModelForCausalLM.from_pretrained(model_folder)
+    reloaded = peft.PeftModel.from_pretrained(base, folder).eval()
+    expected = logits(module.policy.eval(), batch)
+    torch.testing.assert_close(logits(reloaded, batch), expected, atol=1e-6, rtol=0)
+    with reloaded.disable_adapter():
+        assert (logits(reloaded, batch) - expected).abs().max() > 1e-3
+    export_checkpoint(checkpoint, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(merged, batch), expected, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_of_none_is_refused(model_folder, source, tmp_path):
+    checkpoint, _ = fitted(model_folder, source, tmp_path / "saved", {})
+    with pytest.raises(InputError, match="has no adapters: leave --adapter out"):
+        export_checkpoint(checkpoint, tmp_path / "exported", adapter=True)

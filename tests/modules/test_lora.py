@@ -78,11 +78,11 @@ def test_a_separate_reference_gives_the_same_training(model_folder, data):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # saved nothing on
-def test_adapters_resume(model_folder, data, tmp_path):
+@pytest.mark.parametrize("save_frozen", [True, False])
+def test_adapters_resume(model_folder, data, tmp_path, save_frozen):
     def module():
-        return make_module(
-            model_folder, policy={"lora": LoraOptions(r=2, dropout=0.2), "disable_dropout": False}
-        )
+        policy = {"lora": LoraOptions(r=2, dropout=0.2), "disable_dropout": False}
+        return make_module(model_folder, policy={**policy, "save_frozen": save_frozen})
 
     options = {"max_epochs": 2, "max_steps": -1}
     whole = fit(module(), data, tmp_path, **options)

@@ -126,6 +126,14 @@ def compiled_layers(world, options):
     return sum(layer._compiled_call_impl is not None for layer in layers)
 
 
+def saved_names(world, options):
+    made = module(world, {"policy": PolicyConfig(path=world.model, **options)})
+    checkpoint = {"state_dict": made.state_dict()}
+    made._trainer = SimpleNamespace(optimizers=[])
+    made.on_save_checkpoint(checkpoint)
+    return sorted(checkpoint["state_dict"])
+
+
 def remote_class(world, options):
     return type(policy(world, {"path": world.remote, **options})).__name__
 
@@ -430,12 +438,18 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "compile_layers": Flip(compiled_layers, True),
         "disable_dropout": Flip(is_noisy, False),
         "trust_remote_code": Flip(remote_class, True),
+        "save_frozen": Flip(saved_names, False, {"lora": LoraOptions(r=2)}),
     },
     LoraOptions: {
         "r": Flip(lora(trained_parameters), 4),
         "alpha": Flip(lora(logits), 8),
         "dropout": Flip(lora(is_noisy), 0.5),
         "target_modules": Flip(lora(trained_parameters), ["q_proj"]),
+        "use_rslora": Flip(lora(logits), True),
+        "use_dora": Flip(lora(trained_parameters), True),
+        "modules_to_save": Flip(lora(trained_parameters), ["lm_head"]),
+        "rank_pattern": Flip(lora(trained_parameters), {"q_proj": 3}),
+        "alpha_pattern": Flip(lora(logits), {"q_proj": 3}),
     },
     HybridImportance: {
         "estimator": Flip(hybrid, UniformImportance()),
