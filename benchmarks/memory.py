@@ -25,7 +25,7 @@ from lit_tidpo.memory.step import DrySteps
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 
-PAIRS = [PairLengths(200, 220, 180), PairLengths(120, 260, 200)] * 4
+PAIRS = [PairLengths(200, 220, 180), PairLengths(120, 260, 200)] * 2
 _PLAIN: dict[str, Any] = {"losses": {"preference": DPOLoss()}}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "plain DPO": ({}, _PLAIN, "32-true"),
@@ -41,7 +41,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 def module(folder: str, name: str) -> PreferenceModule:
-    """The module of a run; its model has 52 million parameters."""
+    """The module of a run; its model has 22 million parameters."""
     policy, options, _ = RUNS[name]
     return PreferenceModule(PolicyConfig(folder, init="random", **policy), **options)
 
@@ -79,12 +79,12 @@ def main() -> None:
         print(json.dumps(what(*sys.argv[2:])))
         return
     config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=512,
-        intermediate_size=1536,
+        vocab_size=16000,
+        hidden_size=384,
+        intermediate_size=1024,
         num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
     )
     print("| run | estimate, GB | measured, GB | ratio |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.errors import InputError, check_choice, explained
 from lit_tidpo.locations import check_revision, locate
+from lit_tidpo.models.offload import offload_activations
 from lit_tidpo.models.quirks import (
     check_causal,
     check_untied,
@@ -86,6 +87,10 @@ class PolicyConfig:
             kernel; worthwhile on GPUs, from some hundred steps on.
         disable_dropout: Set every dropout probability of the model to 0, as other trainers do.
         trust_remote_code: Let the Hub repository run its own modelling code.
+        activation_offload: Keep activations in the memory of the CPU between forward and backward
+            pass. It saves a GPU's; on a CPU they are copied for nothing.
+        stochastic_rounding: Let the optimizer compute its steps in fp32, and round them to bfloat16
+            weights up or down at random, so that small steps count on average.
         save_frozen: Whether checkpoints hold weights that are not trained, too. Without, they hold
             adapters alone, and the rest comes from ``path`` again.
     """
@@ -102,6 +107,8 @@ class PolicyConfig:
     compile_layers: bool = False
     disable_dropout: bool = True
     trust_remote_code: bool = False
+    activation_offload: bool = False
+    stochastic_rounding: bool = False
     save_frozen: bool = True
 
     def __post_init__(self) -> None:
@@ -118,6 +125,16 @@ class PolicyConfig:
             raise InputError(
                 f"policy.lora.dropout={self.lora.dropout} has no effect with "
                 "policy.disable_dropout=true: set one of them"
+            )
+        if self.activation_offload and self.compile_layers:
+            raise InputError(
+                "policy.activation_offload does not go with policy.compile_layers, which keeps "
+                "activations by itself: set one"
+            )
+        if self.stochastic_rounding and self.dtype not in ("bfloat16", "auto"):
+            raise InputError(
+                f"policy.stochastic_rounding has no effect with policy.dtype={self.dtype!r}: set "
+                "policy.dtype=bfloat16, or leave it out"
             )
         if not self.save_frozen and self.lora is None and self.adapter is None:
             raise InputError(
@@ -193,6 +210,8 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
         checkpoint_activations(model)
     if config.compile_layers:
         compile_layers(model)
+    if config.activation_offload:
+        offload_activations(model)
     policy: PreTrainedModel = model.train()
     return policy
 

@@ -26,6 +26,7 @@ from lit_tidpo.models.quirks import inner_model
 from lit_tidpo.models.sharding import check_strategy, shard
 from lit_tidpo.modules.callback_checks import check_callbacks
 from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
+from lit_tidpo.modules.rounding import round_stochastically
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.structures import ResponseBatch
 
@@ -138,12 +139,24 @@ class PolicyModule(LightningModule):
         """Make the optimizer over the trainable parameters and the schedule of its rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = self._make_optimizer(parameters)
-        tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
+        if self.policy_config.stochastic_rounding:
+            if self.device_mesh is not None:
+                raise InputError(
+                    "policy.stochastic_rounding does not go with strategy model_parallel, whose "
+                    "weights are parts: set policy.dtype=float32 with trainer.precision=bf16-mixed"
+                )
+            round_stochastically(optimizer, self._rounding_seed)
+        else:
+            tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
         scheduler = LambdaLR(optimizer, lambda step: self._rate_factor(step))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _rounding_seed(self) -> int:
+        step = 0 if self._trainer is None else self.global_step
+        return hash((self.seed, step)) % 2**63
 
     def _make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
         if self.optimizer is None:

@@ -90,6 +90,7 @@ def tell_of_lost_steps(parameters: list[nn.Parameter], rate: Any) -> None:
     if share > 0.5:
         rank_zero_warn(
             f"steps of lr={rate:g} are lost in {share:.0%} of the weights, because "
-            f"{coarse[0].dtype} cannot hold them: set model.policy.dtype=float32 (with "
+            f"{coarse[0].dtype} cannot hold them: set model.policy.stochastic_rounding=true (with "
+            "model.policy.dtype=bfloat16), or model.policy.dtype=float32 (with "
             "trainer.precision=bf16-mixed), or raise the learning rate"
         )

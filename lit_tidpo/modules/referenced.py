@@ -177,6 +177,7 @@ class ReferencedModule(PolicyModule):
             lora=None,
             adapter=adapter,
             activation_checkpointing=False,
+            activation_offload=False,
             save_frozen=True,
         )
         if path is None:

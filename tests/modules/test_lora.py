@@ -123,3 +123,14 @@ def test_activation_checkpointing(model_folder, data, precision):
         assert gradient.abs().max() > 1e-6, name
     for one, other in zip(checkpointed.gradients, plain.gradients, strict=True):
         assert_same(one, other, atol=1e-7 if precision == "32-true" else 1e-4)
+
+
+@pytest.mark.parametrize("more", [{}, {"activation_checkpointing": True}])
+def test_offloaded_activations_change_nothing(model_folder, data, more):
+    plain, offloaded = (
+        fit(make_module(model_folder, policy={**more, **each}, anchor=SHORT), data)
+        for each in ({}, {"activation_offload": True})
+    )
+    for one, other in zip(plain.gradients, offloaded.gradients, strict=True):
+        assert_same(one, other)
+    assert plain.metrics == offloaded.metrics

@@ -126,6 +126,31 @@ def compiled_layers(world, options):
     return sum(layer._compiled_call_impl is not None for layer in layers)
 
 
+def offloaded(world, options):
+    """Whether what the graph keeps of a layer's input is that input itself, or a copy."""
+    model, inputs = policy(world, options), []
+    norm = model.model.norm
+    norm.register_forward_pre_hook(lambda layer, given: inputs.append(given[0]))
+    loss = model(input_ids=world.batch.input_ids).logits.sum()
+    node, seen = [loss.grad_fn], set()
+    while node:
+        each = node.pop()
+        kept = getattr(each, "_saved_self", None)
+        seen |= {kept.data_ptr()} if isinstance(kept, torch.Tensor) else set()
+        node += [follower for follower, _ in each.next_functions if follower is not None]
+    return inputs[0].data_ptr() in seen
+
+
+def widths_in_steps(world, options):
+    """Types of an optimizer's state after a step."""
+    made = module(world, {"policy": PolicyConfig(path=world.model, **options), "optimizer": ADAM})
+    optimizer = made.configure_optimizers()["optimizer"]
+    for parameter in made.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return {state["exp_avg"].dtype for state in optimizer.state.values()}
+
+
 def saved_names(world, options):
     made = module(world, {"policy": PolicyConfig(path=world.model, **options)})
     checkpoint = {"state_dict": made.state_dict()}
@@ -438,6 +463,8 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "compile_layers": Flip(compiled_layers, True),
         "disable_dropout": Flip(is_noisy, False),
         "trust_remote_code": Flip(remote_class, True),
+        "activation_offload": Flip(offloaded, True),
+        "stochastic_rounding": Flip(widths_in_steps, True, {"dtype": "bfloat16"}),
         "save_frozen": Flip(saved_names, False, {"lora": LoraOptions(r=2)}),
     },
     LoraOptions: {
