@@ -21,7 +21,8 @@ class AttentionImportance(ImportanceEstimator):
     its probabilities out.
 
     Args:
-        layers: Layers to use; negative numbers count from the last one; None uses all.
+        layers: Layers to use, of those that have attention; negative numbers count from the last
+            one; None uses all.
         heads: Heads to use in each layer; None uses all.
         reduction: ``mean`` or ``max`` over the chosen layers and heads.
         per_query: Divide by the number of response tokens that can see the token. Without it early
@@ -58,9 +59,9 @@ class AttentionImportance(ImportanceEstimator):
         """
         attentions = results[f"{self.model}.attentions"]
         queries = results.mask
-        received = torch.stack(
+        received = torch.cat(
             [self._received(layer, queries) for layer in self._chosen(attentions)], dim=1
-        ).flatten(1, 2)  # [N, layers * heads, T]
+        )  # [N, heads of all layers, T]
         if self.reduction == "mean":
             return received.mean(1)
         return received.amax(1)

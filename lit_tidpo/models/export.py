@@ -133,7 +133,7 @@ def _probe(policy: Any) -> torch.Tensor:
     length = min(32, most_positions(policy) or 32)
     ids = torch.arange(1, length + 1) % vocabulary_size(policy)
     with evaluating(policy), torch.no_grad():
-        logits: torch.Tensor = policy(input_ids=ids.unsqueeze(0)).logits[0]
+        logits: torch.Tensor = policy(input_ids=ids.unsqueeze(0), use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
 
 

@@ -10,10 +10,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.models import Layout, Models
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.packing import recorded_windows, use_packed_attention
+from lit_tidpo.models.proofs import can_run, proving, sources
 from lit_tidpo.models.quirks import evaluating, vocabulary_size
 from lit_tidpo.structures import ResponseBatch
 
@@ -43,6 +44,8 @@ def choose_layout(
     Raises:
         InputError: If the chosen layout cannot serve.
     """
+    for model in models:
+        _check_padding(model)
     if wanted == "padded":
         return wanted
     layout: Layout = "shared_prompt" if unshared is None else "packed"
@@ -59,19 +62,51 @@ def choose_layout(
 
 
 def _obstacle(layout: Layout, models: Sequence[nn.Module], needs: frozenset[str]) -> str | None:
-    if any(find(need).eager for need in needs):
-        return "attention probabilities are computed row by row"
+    padded = sorted(need for need in needs if find(need).padded)
+    if padded:
+        return f"{padded[0]} is computed row by row"
     for model in models:
         name = type(model).__name__
         if not use_packed_attention(model):
             return f"{name} does not run sdpa through the attention interface of transformers"
-        with recorded_windows() as windows:
-            error = _largest_error(model, layout)
+        try:
+            with recorded_windows() as windows, explained(f"{name} cannot run rows side by side"):
+                error, leak = _largest_error(model, layout), _leaks(model, layout)
+        except InputError as found:
+            return str(found)
         if windows.of_masks - windows.of_layers:
             return f"{name} has windows in its masks that its attention layers do not know of"
         if not error < _TOLERANCE.get(_dtype(model), 0.25):
             return f"{name} gives other log-probs then, by up to {error:.2g} nats"
+        if leak:
+            return f"{name} lets a row see those beside it then"
     return None
+
+
+def _check_padding(model: nn.Module) -> None:
+    """Refuse a model whose rows do not get the log-probs that they get alone.
+
+    Raises:
+        InputError: If they differ.
+    """
+    if not can_run(model):
+        return
+    name, batch = type(model).__name__, _probe(model)
+    with evaluating(model), torch.no_grad(), explained(f"{name} cannot run padded rows"):
+        padded = Models(model, own_logits=True).run([(batch, frozenset())])[0]["policy.logps"]
+        error = 0.0
+        for row, length in enumerate(batch.lengths.tolist()):
+            ids = batch.input_ids[row, :length]
+            logits = model(input_ids=ids.unsqueeze(0), use_cache=False).logits[0]
+            alone = logits[:-1].float().log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+            response = slice(int(batch.prompt_lengths[row]), length)
+            difference = padded[row, response] - alone[response.start - 1 :]
+            error = max(error, float(difference.abs().max()))
+    if not error < _TOLERANCE.get(_dtype(model), 0.25):
+        raise InputError(
+            f"{name} gives other log-probs to rows that are padded than to the same rows alone, by "
+            f"up to {error:.2g} nats: it cannot be trained in batches, take another model"
+        )
 
 
 def head_agrees(model: nn.Module) -> bool:
@@ -87,6 +122,16 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
+def _leaks(model: nn.Module, layout: Layout) -> bool:
+    """Whether a row sees any other."""
+    with proving(model):
+        batch, row = _probe(model), 2
+        (found,) = Models(model, layout=layout).run([(batch, frozenset({"policy.embeddings"}))])
+        seen = sources(found["policy.logps"][row], found["policy.embeddings"])
+    seen[row] = False
+    return bool(seen.any())
+
+
 def _largest_error(model: nn.Module, layout: Layout) -> float:
     """Largest difference of a log-prob from that of padded rows, in nats."""
     return _difference(Models(model), Models(model, layout=layout))
@@ -95,21 +140,20 @@ def _largest_error(model: nn.Module, layout: Layout) -> float:
 def _difference(*ways: Models) -> float:
     """Largest difference between the log-probs of a model run in two ways, in nats."""
     model = ways[0].policy
-    device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
-        batch = move_data_to_device(_probe(model), device)
+        batch = _probe(model)
         one, other = (way.run([(batch, frozenset())])[0]["policy.logps"] for way in ways)
     return float((one - other).abs().max())
 
 
 def _probe(model: nn.Module) -> ResponseBatch:
-    """Two prompts with two responses each, all of different lengths."""
+    """Two prompts with two responses each, all of different lengths, on the model's device."""
     prompt_lengths = torch.tensor([5, 3]).repeat(2)
     lengths = prompt_lengths + torch.tensor([4, 7, 6, 2])
     vocabulary = vocabulary_size(model)
     ids: Tensor = torch.arange(1, 45).reshape(4, 11).mul(7919) % vocabulary
     prompts = ids[:2].repeat(2, 1)
-    return ResponseBatch(
+    batch = ResponseBatch(
         input_ids=torch.where(torch.arange(11) < prompt_lengths[:, None], prompts, ids),
         prompt_lengths=prompt_lengths,
         lengths=lengths,
@@ -117,3 +161,5 @@ def _probe(model: nn.Module) -> ResponseBatch:
         index=torch.arange(2),
         counted=torch.ones(2, dtype=torch.bool),
     )
+    moved: ResponseBatch = move_data_to_device(batch, next(model.parameters()).device)
+    return moved

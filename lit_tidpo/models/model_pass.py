@@ -19,9 +19,10 @@ from lit_tidpo.functional.predictions import (
     tiled_predictions,
 )
 from lit_tidpo.host_rows import Places
+from lit_tidpo.models.experts import router_loss
 from lit_tidpo.models.needs import OF_A_MODEL
 from lit_tidpo.models.packing import PackedRows
-from lit_tidpo.models.quirks import evaluating, input_layer
+from lit_tidpo.models.quirks import attention_maps, evaluating, input_layer
 from lit_tidpo.structures import ResponseBatch, Results
 
 
@@ -35,12 +36,14 @@ class Output:
         logits: Logits at the kept positions, ``[K, V]``; None where hidden states serve.
         hidden: What the output layer was given there, ``[K, H]``; None if it cannot be narrowed.
         attentions: Attention probabilities, one ``[N, heads, T, T]`` a layer, where asked for.
+        router_loss: Balancing loss of a mixture of experts, ``[N]``, where asked for.
     """
 
     embeddings: Tensor | None
     logits: Tensor | None
     hidden: Tensor | None
     attentions: tuple[Tensor, ...] | None
+    router_loss: Tensor | None = None
 
 
 class ModelPass:
@@ -109,6 +112,7 @@ class ModelPass:
             rows,
             # Hooks that transformers puts in where they are first asked for are there from now on.
             attentions=any(need.eager for need in self._needs),
+            router="router_loss" in fields,
             with_embeddings=any(need.attributed for need in self._needs),
             with_logits=self._head is None,
             factor=factor,
@@ -263,6 +267,7 @@ def run_model(
     layer: nn.Module | None,
     rows: PackedRows | None = None,
     attentions: bool = False,
+    router: bool = False,
     with_embeddings: bool = False,
     with_logits: bool = True,
     factor: float | Tensor = 1.0,
@@ -276,6 +281,7 @@ def run_model(
         layer: The model's output layer; None where it is no module of its own.
         rows: The tokens to run, side by side; None runs padded rows.
         attentions: Whether attention probabilities are wanted.
+        router: Whether the balancing loss of a mixture of experts is wanted.
         with_embeddings: Whether the input embeddings are wanted, with a graph even if frozen.
         with_logits: Whether the model's own logits are wanted, or hidden states; where the output
             layer cannot be narrowed, it is always logits.
@@ -293,6 +299,7 @@ def run_model(
             "input_ids": batch.input_ids,
             "attention_mask": batch.attention_mask,
             "output_attentions": attentions,
+            **({"output_router_logits": True} if router else {}),
         }
     else:
         kept = Places(kept.mask[rows.taken.mask].unsqueeze(0), kept.device)
@@ -318,7 +325,8 @@ def run_model(
         embeddings[0] if embeddings else None,
         logits,
         hidden[0] if hidden else None,
-        output.attentions if attentions else None,
+        attention_maps(output, batch.input_ids.shape[1]) if attentions else None,
+        router_loss(model, output).expand(len(batch.lengths)) if router else None,
     )
 
 
@@ -338,6 +346,8 @@ def _captured_embeddings(
         if torch.is_grad_enabled() and not output.requires_grad:
             output.requires_grad_()
         captured.append(output)
+        if rows is None and output.is_leaf and output.requires_grad:
+            return output.clone()  # some models change their embeddings in place, such as CTRL
         return output if rows is None else rows.taken.of(output).unsqueeze(0)
 
     handle = input_layer(model).register_forward_hook(keep)

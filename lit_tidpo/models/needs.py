@@ -33,7 +33,9 @@ class Need:
             put at its place among zeros.
         attributed: Whether a gradient for the input embeddings is taken, so that the model has a
             graph even if it is frozen.
-        eager: Whether only padded rows under eager attention have it.
+        eager: Whether only eager attention has it.
+        router: Whether only a mixture of experts has it.
+        padded: Whether only padded rows have it.
         whole: Whether it spans the prompt, so that a model under another prompt has none.
         last: Whether the last token's logits are wanted besides those that predict the response.
         entropy: Whether the reduction of the logits must make the entropy.
@@ -48,6 +50,8 @@ class Need:
     by_token: bool = False
     attributed: bool = False
     eager: bool = False
+    router: bool = False
+    padded: bool = False
     whole: bool = False
     last: bool = False
     entropy: bool = False
@@ -117,6 +121,16 @@ OF_A_MODEL: Mapping[str, Need] = {
         "[N, heads, T, T] a layer",
         attrgetter("output.attentions"),
         eager=True,
+        padded=True,
+        whole=True,
+    ),
+    "router_loss": Need(
+        "balancing loss of a mixture of experts over all tokens of the batch, times the "
+        "router_aux_loss_coef of its configuration, the same for each row",
+        "[N]",
+        attrgetter("output.router_loss"),
+        router=True,
+        padded=True,
         whole=True,
         extra="eager attention",
     ),

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_tidpo.errors import InputError, check_choice, explained
 from lit_tidpo.locations import check_revision, locate
+from lit_tidpo.models.adapted_layers import not_to_adapt
+from lit_tidpo.models.experts import silence_router
 from lit_tidpo.models.offload import offload_activations
+from lit_tidpo.models.proofs import check_causal
 from lit_tidpo.models.quirks import (
-    check_causal,
+    attention_kernel,
     check_untied,
     checkpoint_activations,
     compile_layers,
     disable_dropout,
-    silence_router,
+    is_causal_type,
+    keep_weights,
 )
 from lit_tidpo.seeding import seeded
 
@@ -78,7 +82,8 @@ class PolicyConfig:
             ``config.json``.
         init_seed: Seed of new weights: random ones, and those of new adapters.
         dtype: Type of the parameters; ``auto`` takes the one that they are stored in.
-        attn_implementation: Attention kernel; the attention estimator needs ``eager``.
+        attn_implementation: Attention kernel; ``auto`` takes ``sdpa``, or ``eager`` where the model
+            has no other, with a word. The attention estimator needs ``eager``.
         lora: Train adapters instead of all parameters.
         adapter: Folder of a trained peft adapter to go on with; the reference is a frozen copy of
             it.
@@ -100,7 +105,7 @@ class PolicyConfig:
     init: Init = "pretrained"
     init_seed: int = 0
     dtype: DType = "float32"
-    attn_implementation: str = "sdpa"
+    attn_implementation: str = "auto"
     lora: LoraOptions | None = None
     adapter: str | None = None
     activation_checkpointing: bool = False
@@ -204,15 +209,15 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
         model = _with_lora(model, config.lora, config.init_seed)
     if config.adapter is not None:
         model = _with_adapter(model, config.adapter)
-    if config.disable_dropout:
-        disable_dropout(model)
-    if config.activation_checkpointing:
-        checkpoint_activations(model)
-    if config.compile_layers:
-        compile_layers(model)
-    if config.activation_offload:
-        offload_activations(model)
     policy: PreTrainedModel = model.train()
+    if config.disable_dropout:
+        disable_dropout(policy)
+    if config.activation_checkpointing:
+        checkpoint_activations(policy)
+    if config.compile_layers:
+        compile_layers(policy)
+    if config.activation_offload:
+        offload_activations(policy)
     return policy
 
 
@@ -228,16 +233,23 @@ def _load(config: PolicyConfig) -> Any:
         "trust_remote_code": config.trust_remote_code,
     }
     check_revision("policy.revision", config.revision, config.path)
-    loading: dict[str, Any] = {
-        "attn_implementation": config.attn_implementation,
-        "dtype": config.dtype,
-    }
-    with explained(f"policy.path={config.path!r} cannot be loaded"):
+    loading: dict[str, Any] = {"dtype": config.dtype}
+    with_kernel = ""
+    if config.attn_implementation != "auto":
+        loading["attn_implementation"] = config.attn_implementation
+        with_kernel = f" with policy.attn_implementation={config.attn_implementation}"
+    with explained(f"policy.path={config.path!r} cannot be loaded{with_kernel}"):
         architecture = AutoConfig.from_pretrained(path, **options)
         if getattr(architecture, "is_encoder_decoder", False):
             raise InputError(
                 f"policy.path={config.path!r} is an encoder-decoder ({architecture.model_type}): "
                 "expected a causal language model"
+            )
+        if not is_causal_type(architecture):
+            raise InputError(
+                f"policy.path={config.path!r} is a {architecture.model_type}, of which there is no "
+                "causal language model: expected a model of text alone; of one that sees or hears, "
+                "name a folder that holds its language model"
             )
         if config.init == "pretrained" and _reads_weights.get():
             load: Any = AutoModelForCausalLM.from_pretrained
@@ -254,8 +266,11 @@ def _load(config: PolicyConfig) -> Any:
                 model.generation_config = GenerationConfig.from_pretrained(
                     path, revision=config.revision or "main"
                 )
+        silence_router(model)
+        keep_weights(model)
         check_causal(model)
-    silence_router(model)
+    if config.attn_implementation == "auto" and attention_kernel(model) == "eager":
+        rank_zero_info(f"{type(model).__name__} runs eager attention: it has no other")
     return model
 
 
@@ -291,10 +306,18 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
         alpha_pattern=lora.alpha_pattern,
         task_type="CAUSAL_LM",
     )
+    if lora.target_modules is None:
+        adapters.exclude_modules = not_to_adapt(model) or None
+        if adapters.exclude_modules:
+            rank_zero_info(
+                f"Adapters leave out {len(adapters.exclude_modules)} linear layers, whose weights "
+                f"the model uses in other ways, such as {adapters.exclude_modules[0]}"
+            )
     # All ranks start alike, whatever else they drew.
     with explained("policy.lora cannot be applied"), seeded(seed):
         adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
-    check_untied(adapted)
+        check_untied(adapted)
+        check_causal(adapted)
     return adapted
 
 

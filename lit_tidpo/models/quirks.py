@@ -1,7 +1,9 @@
 """What is particular to families of models, and to the libraries that they come from.
 
 Every fact about an architecture of transformers, about peft or about Liger that the rest of the
-package goes by stands here.
+package goes by stands here, or in :mod:`lit_tidpo.models.experts`, of mixtures of experts, and
+:mod:`lit_tidpo.models.adapted_layers`. What can be found out of a model is not stated but proven,
+in :mod:`lit_tidpo.models.proofs`.
 """
 
 from __future__ import annotations
@@ -9,14 +11,26 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.sharding import decoder_layers, is_sharded
+
+# Which models there are
+
+
+def is_causal_type(architecture: Any) -> bool:
+    """Whether a configuration is one of a causal language model."""
+    from transformers import AutoModelForCausalLM
+
+    remote = getattr(architecture, "auto_map", None) or ()
+    return type(architecture) in AutoModelForCausalLM._model_mapping or (
+        AutoModelForCausalLM.__name__ in remote
+    )
+
 
 # Modes and dropout
 
@@ -52,14 +66,30 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(holder).items():
             if "drop" in name and isinstance(value, float):  # layerdrop, resid_pdrop, ...
                 setattr(holder, name, 0.0)
+            elif "jitter" in name and isinstance(holder, nn.Module):
+                holder.eval()  # Phi-MoE draws its experts in train mode
+
+
+def keep_weights(model: Any) -> None:
+    """Keep a model from changing its weights by its mode: RWKV halves them in eval mode, in place.
+
+    A checkpoint written then would hold them so, and a graph would break.
+    """
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass; changed in place."""
+    """Recompute activations in the backward pass; changed in place.
+
+    Raises:
+        InputError: If the model cannot.
+    """
     # Reentrant checkpointing cannot serve torch.autograd.grad, which attribution uses.
     name = "activation_checkpointing_enable"  # its old name is deprecated
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    with explained("policy.activation_checkpointing cannot be used, leave it out"):
+        enable({"use_reentrant": False})
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -169,41 +199,6 @@ def _parts(module: nn.Module | None) -> set[str]:
     return set() if module is None else {name for name, _ in module.named_children()}
 
 
-# What a forward pass does beside the logits
-
-
-def silence_router(model: Any) -> None:
-    """Leave out the router's logits and balancing loss of a mixture of experts, with a word."""
-    for config in (model.config, model.config.get_text_config()):
-        if getattr(config, "output_router_logits", False):
-            config.output_router_logits = False
-            rank_zero_warn(
-                "the model's configuration asks for the router's balancing loss "
-                "(output_router_logits=true), which is no part of the objective: it is left out"
-            )
-
-
-def check_causal(model: Any) -> None:
-    """Refuse a model in which a token sees those after it.
-
-    Raises:
-        InputError: If logits of a token change with a later token.
-    """
-    if attention_kernel(model) not in (None, "eager", "sdpa") or is_sharded(model):
-        return  # other kernels run on some devices alone
-    parameter = next(model.parameters())
-    last = min(7, vocabulary_size(model) - 1)
-    ids = torch.tensor([[1, 2, 3, last], [1, 2, 3, last - 1]], device=parameter.device)
-    with evaluating(model), torch.no_grad():
-        one, other = model(input_ids=ids).logits[:, :3].float()
-    rounding = 1e-4 if parameter.dtype == torch.float32 else 3e-2
-    if float((one - other).abs().max()) > rounding * float(one.abs().max()):
-        raise InputError(
-            f"{type(model).__name__} lets tokens see those after them: expected a causal language "
-            "model"
-        )
-
-
 # Positions and attention
 
 
@@ -236,6 +231,17 @@ def stretched_beyond(model: Any) -> int | None:
 def attention_kernel(model: Any) -> str | None:
     """Name of the attention implementation."""
     return getattr(model.config, "_attn_implementation", None)
+
+
+def attention_maps(output: Any, length: int) -> tuple[Tensor, ...]:
+    """Attention probabilities of the layers that have any, ``[N, heads, T, T]`` each.
+
+    Layers that mix tokens in other ways, such as recurrences, hand out None or their own states.
+    """
+    handed_out = getattr(output, "attentions", None) or ()
+    return tuple(
+        each for each in handed_out if each is not None and each.shape[2:] == (length, length)
+    )
 
 
 def has_attention_interface(model: Any) -> bool:
@@ -281,6 +287,8 @@ def check_attributable(model: nn.Module) -> None:
 
 # Generation
 
+CacheKind = Literal["static", "growing", "none"]
+
 
 def inner_model(policy: Any) -> Any:
     """The model inside peft's wrapper; a policy without one is that model."""
@@ -308,7 +316,9 @@ def most_positions(policy: Any) -> int | None:
     return getattr(policy.config.get_text_config(), "max_position_embeddings", None)
 
 
-def generation_cache(policy: Any, positions: int, compiled: bool = False) -> dict[str, Any]:
+def generation_cache(
+    policy: Any, positions: int, kind: CacheKind = "static", compiled: bool = False
+) -> dict[str, Any]:
     """Arguments of ``generate`` for a cache with all its room from the start.
 
     The usual one is copied at every token. Under autocast keys and values differ in dtype, which a
@@ -316,8 +326,9 @@ def generation_cache(policy: Any, positions: int, compiled: bool = False) -> dic
     is done, so its own room does not tell how many tokens come.
 
     Args:
-        policy: The model.
-        positions: Tokens at the most.
+        policy: The policy.
+        positions: All of them.
+        kind: ``growing`` takes the usual one all the same, ``none`` does without.
         compiled: Have transformers compile the model for such a cache, with CUDA graphs on a GPU.
 
     Raises:
@@ -332,7 +343,7 @@ def generation_cache(policy: Any, positions: int, compiled: bool = False) -> dic
     # The second is the name before transformers 5.24, whose state-space models have neither.
     names = inspect.signature(model.forward).parameters.keys() & {"cache", "past_key_values"}
     autocast = torch.is_autocast_enabled(next(model.parameters()).device.type)
-    static = bool(fits and names) and not autocast
+    static = kind == "static" and bool(fits and names) and not autocast
     if compiled:
         if not static or is_sharded(policy):
             why = "under fp16 autocast" if autocast else "and a cache of fixed size"
@@ -344,6 +355,8 @@ def generation_cache(policy: Any, positions: int, compiled: bool = False) -> dic
         how = CompileConfig()
         how._compile_all_devices = True  # type: ignore[assignment] # what is asked for is done
         return {"use_cache": True, "cache_implementation": "static", "compile_config": how}
+    if kind == "none":
+        return {"use_cache": False}
     if not static:
         return {"use_cache": True}
     cache = StaticCache(config, max_cache_len=positions)

@@ -14,7 +14,9 @@ from torch import nn
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.host_rows import HostRows, to_device
+from lit_tidpo.models.experts import check_router
 from lit_tidpo.models.needs import find
+from lit_tidpo.models.proofs import check_attentions
 from lit_tidpo.models.quirks import (
     attention_kernel,
     check_attributable,
@@ -184,6 +186,10 @@ def check_compatible(
                 f"{attention_kernel(model)!r} attention does not hand out: set "
                 "policy.attn_implementation=eager"
             )
+        if quantity.eager:
+            check_attentions(model)
+        if quantity.router:
+            check_router(model)
         if quantity.attributed:
             check_attributable(model)
         if quantity.whole and isinstance(others.get(name), InstructedModel):

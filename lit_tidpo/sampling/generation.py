@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_tidpo.errors import InputError, check_choice
+from lit_tidpo.errors import InputError, check_choice, explained
 from lit_tidpo.host_rows import to_device
 from lit_tidpo.models.packing import plain_attention
+from lit_tidpo.models.proofs import can_run, takes_left_padding
 from lit_tidpo.models.quirks import (
+    CacheKind,
     evaluating,
     generation_cache,
     inner_model,
@@ -22,7 +25,9 @@ from lit_tidpo.models.quirks import (
     pad_id,
 )
 from lit_tidpo.models.sharding import is_sharded
+from lit_tidpo.sampling.agreement import Forced, agrees
 from lit_tidpo.sampling.base import OnAnyRank, Sampler, context_lengths, sampled_batch
+from lit_tidpo.sampling.by_length import in_order, of_each_length
 from lit_tidpo.structures import ResponseBatch
 
 Source = Literal["prompt", "chosen_prefix"]
@@ -74,6 +79,17 @@ class AnchorOptions:
             raise InputError("anchor.prefix_fraction has no effect with anchor.source='prompt'")
 
 
+_WAYS: tuple[tuple[bool, CacheKind], ...] = (
+    (True, "static"),
+    (True, "growing"),
+    (False, "static"),
+    (False, "growing"),
+    (True, "none"),
+    (False, "none"),
+)
+"""Whether contexts are padded, and the cache, the fastest first."""
+
+
 def window_batches(reuse_steps: int, accumulated: int) -> int:
     """Batches whose anchors are sampled in one go.
 
@@ -93,6 +109,48 @@ class Generation(Sampler):
 
     def __init__(self, options: AnchorOptions) -> None:
         self.options = options
+        self._pads = True
+        self._cache: CacheKind = "static"
+
+    def prepare(self, policy: Any) -> None:
+        """Find out how the policy's generation goes on as its plain passes do.
+
+        Padding enters the state of some models, such as RWKV: their contexts are then generated
+        from length by length. Some do not get along with a cache, or not in batches.
+
+        Raises:
+            InputError: If it does in no way.
+        """
+        if not can_run(policy):
+            return
+        name = type(inner_model(policy)).__name__
+        reason = "its probabilities in generation are not those of its plain passes"
+        takes_padding = takes_left_padding(policy)
+        for self._pads, self._cache in _WAYS:
+            if self._pads and not takes_padding:
+                continue
+            try:
+                with explained("generation fails"):
+                    same = agrees(policy, self._forced, self._pads)
+            except InputError as error:
+                reason = str(error)
+                continue
+            if not same:
+                continue
+            if not self._pads:
+                rank_zero_info(f"Anchors of {name} are sampled length by length, without padding")
+            if self._cache == "none":
+                rank_zero_info(f"Anchors of {name} are sampled without a cache")
+            return
+        raise InputError(
+            f"{name} cannot sample anchors of its own ({reason}): leave out losses that ask for "
+            "them, such as triplet"
+        )
+
+    def _forced(self, policy: Any, ids: Tensor, lengths: Tensor, tokens: Forced) -> None:
+        """Generate behind the first tokens of some rows what is given."""
+        prompts, mask = _left_padded(ids, lengths)
+        self._generate(policy, prompts, mask, [], tokens, len(tokens.tokens))
 
     def sample(
         self,
@@ -107,33 +165,19 @@ class Generation(Sampler):
         Raises:
             InputError: If a context leaves no room for a new token, or the model is not compiled.
         """
-        first, device = batch.role(batch.roles[0]), batch.input_ids.device
+        first = batch.role(batch.roles[0])
         host = first.host
         contexts = context_lengths(host, self.options).repeat(count)
+        if not self._pads and bool((contexts != contexts[0]).any()):
+            return self._sample_by_length(policy, first, count, step, on_any_rank)
         prompts, mask = _left_padded(host.input_ids.repeat(count, 1), contexts)
         width = prompts.shape[1]
         ends = self.ends(policy)
-        with (
-            torch.no_grad(),
-            evaluating(policy),
-            _plain_sampling(policy, ends),
-            plain_attention(policy),
-            _weights_in_bf16(policy),
-            # Layers that are compiled for training would meet other shapes here.
-            torch.compiler.set_stance("default" if self.options.compiled else "force_eager"),
-        ):
-            generated = policy.generate(
-                input_ids=to_device(prompts, device),
-                attention_mask=to_device(mask, device),
-                do_sample=False,
-                logits_processor=[_NextToken(self.options)],
-                max_new_tokens=_room(policy, width, self.options.max_new_tokens),
-                synced_gpus=on_any_rank is not None,
-                **generation_cache(
-                    policy, width + self.options.max_new_tokens, self.options.compiled
-                ),
-            )
-        generated = generated.cpu()  # the one time that we wait for the device
+        room = _room(policy, width, self.options.max_new_tokens)
+        sampled = _NextToken(self.options)
+        generated = self._generate(
+            policy, prompts, mask, ends, sampled, room, on_any_rank, self.options.compiled
+        )
         lengths = contexts + _lengths_to_first_end(generated[:, width:], ends)
         known = dataclasses.replace(
             host,
@@ -142,6 +186,61 @@ class Generation(Sampler):
             lengths=lengths,
         )
         return sampled_batch(first, known, count)
+
+    def _generate(
+        self,
+        policy: Any,
+        prompts: Tensor,
+        mask: Tensor,
+        ends: list[int],
+        next_token: Callable[[Tensor, Tensor], Tensor],
+        room: int,
+        on_any_rank: OnAnyRank | None = None,
+        compiled: bool = False,
+    ) -> Tensor:
+        """Left-padded prompts and what follows, on the host, ``[N, W]``."""
+        device = next(policy.parameters()).device
+        positions = prompts.shape[1] + self.options.max_new_tokens
+        if on_any_rank is None:
+            positions = prompts.shape[1] + room
+        with (
+            torch.no_grad(),
+            evaluating(policy),
+            _plain_sampling(policy, ends),
+            plain_attention(policy),
+            _weights_in_bf16(policy),
+            # Layers that are compiled for training would meet other shapes here.
+            torch.compiler.set_stance("default" if compiled else "force_eager"),
+        ):
+            generated: Tensor = policy.generate(
+                input_ids=to_device(prompts, device),
+                attention_mask=to_device(mask, device),
+                do_sample=False,
+                logits_processor=[next_token],
+                max_new_tokens=room,
+                synced_gpus=on_any_rank is not None,
+                **generation_cache(policy, positions, self._cache, compiled),
+            )
+        return generated.cpu()  # the one time that we wait for the device
+
+    def _sample_by_length(
+        self,
+        policy: Any,
+        first: ResponseBatch,
+        count: int,
+        step: int,
+        on_any_rank: OnAnyRank | None,
+    ) -> ResponseBatch:
+        if on_any_rank is not None:
+            raise InputError(
+                f"{type(inner_model(policy)).__name__} generates length by length, which ranks "
+                "that share a sharded model cannot do together: use strategy=ddp, or leave out "
+                "losses that ask for anchors, such as triplet"
+            )
+        parts = of_each_length(first, context_lengths(first.host, self.options))
+        return in_order(
+            [(places, self.sample(policy, part, count, step)) for places, part in parts]
+        )
 
 
 @contextmanager

@@ -187,11 +187,12 @@ def check_loss_component(component: LossComponent) -> None:
         changed = [key for key, value in before[role].items() if not _same(value, results[key])]
         assert not changed, f"{name}: changes {changed} of {role!r}"
     assert bool(loss.isfinite().all()), f"{name}: loss is NaN or infinite"
-    leaves = [context.responses["policy.logps"]]
+    own = [context.responses.get(need) for need in ("policy.logps", "policy.router_loss")]
+    leaves = [value for value in own if value is not None]
     leaves += [results["policy.logps"] for role, results in context.items() if role == "anchor"]
     gradients = torch.autograd.grad(loss.sum(), leaves, allow_unused=True)
     used = [gradient for gradient in gradients if gradient is not None]
-    assert used, f"{name}: no policy log-prob gets a gradient"
+    assert used, f"{name}: no value of the policy gets a gradient"
     assert all(bool(gradient.isfinite().all()) for gradient in used), f"{name}: gradient not finite"
     if component.unit != "batch":
         for prompt in range(batch.size):

@@ -156,7 +156,7 @@ def tiny_context(
         share: Share of the run that is done.
 
     Returns:
-        Everything that losses can ask for; ``policy.logps`` and ``kl`` take gradients.
+        Everything that losses can ask for; the policy's and ``kl`` take gradients.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = tiny_batch(3, seed) if batch is None else batch
@@ -181,6 +181,8 @@ def tiny_context(
         found[f"{model}.hidden"] = torch.rand((*mask.shape, 8), generator=generator)
     found |= {f"{model}.kl": values(mask).requires_grad_() for model in models}
     found |= {"weights": 2 * values(mask), "scores": values(mask), "behaviour_logps": -values(mask)}
+    found["policy.router_loss"] = torch.rand(1, generator=generator).repeat(len(mask))
+    found["policy.router_loss"].requires_grad_()
     # The earlier the role, the better.
     found["rewards"] = torch.rand(len(mask), generator=generator) - torch.arange(len(mask))
     labels = torch.rand(len(mask), generator=generator) < 0.5

@@ -503,15 +503,16 @@ def test_gamma_zero_generates_nothing(monkeypatch):
     found = module_with(0.0, policy)(tiny_batch(), sampling_seed=1)
     assert found.losses.keys() == {"preference"}
     assert "anchor" not in found.context
-    with pytest.raises(RuntimeError, match="generation is broken"):
+    with pytest.raises(InputError, match="generation is broken"):
         module_with(0.1, policy)(tiny_batch(), sampling_seed=1)
 
 
 def test_empty_anchors_are_counted(monkeypatch):
     """T5: an anchor that is an end-of-sequence token and no more."""
     policy = tiny_policy()
+    module = module_with(0.1, policy)
     fake_generate(policy, monkeypatch, [[END, 0, 0], [9, END, 0], [9, 9, 9]])
-    found = module_with(0.1, policy)(BATCH, sampling_seed=1)
+    found = module(BATCH, sampling_seed=1)
     quantities = objective_quantities(found, beta=0.1)
     assert quantities["anchor/empty"].tolist() == [1.0, 0.0, 0.0]
     assert quantities["anchor/length"].tolist() == [1.0, 2.0, 3.0]

@@ -423,7 +423,7 @@ def test_a_sound_component_passes():
     ("broken", "reason"),
     [
         (NotFinite, "loss is NaN or infinite"),
-        (WithoutGradient, "no policy log-prob gets a gradient"),
+        (WithoutGradient, "no value of the policy gets a gradient"),
         (InfiniteGradient, "gradient not finite"),
         (CentredOverTheBatch, "the loss of a prompt depends on other prompts"),
         (MasksByMultiplication, "values off the response count"),
