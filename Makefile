@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling gpu faults audit evidence evidence-quick lint policy arithmetic detector data clean
+.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick lint policy arithmetic detector data clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -30,6 +30,11 @@ bench-shapes: $(VENV)/.dev
 
 bench-scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.suite scaling
+
+# About 15 minutes: nearly a hundred families of transformers as tiny models, through all parts of a run;
+# writes docs/models.md, and fails if one does what its row in tests/models/families.py does not say.
+models: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m models.models_page
 
 # On a machine with a GPU, 8 minutes: correctness, the rows of the benchmark, a profile of a step; fails if a
 # part failed or measured less than it should. `python -m benchmarks.gpu --only PART` repeats parts.

@@ -79,6 +79,16 @@ class Sampler(Component, ABC):
         """All tokens that end a response."""
         return sorted({*end_ids(policy), *self.further_ends})
 
+    def prepare(self, policy: Any) -> None:  # noqa: B027 # most need nothing
+        """Look at the policy before the first sample.
+
+        Args:
+            policy: The model.
+
+        Raises:
+            InputError: If it cannot be sampled from.
+        """
+
     @abstractmethod
     def sample(
         self,
