@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -41,16 +42,8 @@ def run(args: list[str]) -> None:
     words = ["fit", *rest]
     PluginArgumentParser.problems = load_named_plugins(words)
     _EstimateCLI.own = own
-    _EstimateCLI(
-        PreferenceModule,
-        PreferenceDataModule,
-        parser_class=PluginArgumentParser,
-        parser_kwargs={"prog": "lit-tidpo estimate", "allow_abbrev": False},
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        args=words,
-    )
+    with ExitStack() as stack:
+        _EstimateCLI(PreferenceModule, "lit-tidpo estimate", words, False, stack)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -106,7 +106,7 @@ def export_checkpoint(
         as_written = PolicyConfig(str(written), dtype="auto", disable_dropout=False)
         if adapter:
             as_written = dataclasses.replace(config, lora=None, adapter=str(written), init_seed=0)
-        again = build_policy(as_written).to(policy.dtype)  # type: ignore[arg-type]
+        again = build_policy(as_written).to(policy.dtype)
         _check_same(expected, _probe(again), policy.dtype, "writing it")
         if folder.exists():
             folder.rmdir()

@@ -200,6 +200,7 @@ class PreferenceModule(ReferencedModule):
     def _take(self, policy: nn.Module, others: dict[str, OtherModel]) -> None:
         super()._take(policy, others)
         give_widths(self.learned, policy)
+
     def _prepare_models(self) -> None:
         super()._prepare_models()
         if "anchor" in self.objective.needs:

@@ -79,7 +79,7 @@ class Sampler(Component, ABC):
         """All tokens that end a response."""
         return sorted({*end_ids(policy), *self.further_ends})
 
-    def prepare(self, policy: Any) -> None:  # noqa: B027 # most need nothing
+    def prepare(self, policy: Any) -> None:  # most need nothing
         """Look at the policy before the first sample.
 
         Args:
