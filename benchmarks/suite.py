@@ -33,7 +33,8 @@ class Row:
         name: Its name in the results.
         ours: Contestant.
         peer: Contestant to compare with.
-        metric: ``cpu_s`` (seconds of processor a step), ``wall_s`` or ``memory`` (peak bytes).
+        metric: ``cpu_s`` (seconds of processor a step), ``wall_s``, ``typical_s``
+            (the median step's) or ``memory`` (peak bytes).
         faster: Whether the ratio is the peer's figure over ours; otherwise it is ours over it.
         target: What the median ratio should reach: at least it if ``faster``, else at most.
     """
@@ -198,7 +199,7 @@ GPU = (
         10,
         (
             Row("technique/varlen_attention", "plain", "plain_laid_out", "wall_s", True),
-            Row("technique/compiled_layers", "plain_compiled", "plain", "wall_s", True),
+            Row("technique/compiled_layers", "plain_compiled", "plain", "typical_s", True),
         ),
         batches=8,
     ),

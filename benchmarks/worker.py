@@ -112,7 +112,7 @@ class Clock:
             self.counter.__exit__(None, None, None)
 
     def result(self) -> dict[str, float]:
-        """Means over the measured steps."""
+        """Means over the measured steps, and the median of their times as ``typical_s``."""
         if self.flops:
             return {"flops": self.counter.get_total_flops() / (self.steps - WARM_UP)}
         measured = self.times[WARM_UP - 1 : self.steps]
@@ -122,7 +122,9 @@ class Clock:
         ]
         cpu, wall = (statistics.mean(column) for column in zip(*steps, strict=True))
         counted = {"flops": self.counter.get_total_flops() / self.extra} if self.extra else {}
-        return {"cpu_s": cpu, "wall_s": wall, **counted}
+        # Half the steps are not the ones that compile something for the first time.
+        typical = statistics.median(step[1] for step in steps)
+        return {"cpu_s": cpu, "wall_s": wall, "typical_s": typical, **counted}
 
 
 def peak_memory() -> int:
