@@ -52,5 +52,5 @@ def silence_router(model: Any) -> None:
             rank_zero_warn(
                 "the model's configuration asks for the router's balancing loss "
                 "(output_router_logits=true), which is no part of the objective unless a loss asks "
-                "for it: --model.losses.router router adds it"
+                "for it: --model.losses.router=router adds it"
             )

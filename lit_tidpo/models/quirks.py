@@ -66,7 +66,7 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(holder).items():
             if "drop" in name and isinstance(value, float):  # layerdrop, resid_pdrop, ...
                 setattr(holder, name, 0.0)
-            elif "jitter" in name and isinstance(holder, nn.Module):
+            elif "jitter" in name and value and isinstance(holder, nn.Module):
                 holder.eval()  # Phi-MoE draws its experts in train mode
 
 
