@@ -424,13 +424,13 @@ def test_a_third_partys_estimator_inherits_nothing(parse, config, site):
 
 
 def test_another_loss_of_the_same_name_starts_afresh(parse, config, site):
-    text = ESTIMATOR.format(name="Hinge").replace("ImportanceEstimator", "LossComponent")
+    text = ESTIMATOR.format(name="Bend").replace("ImportanceEstimator", "LossComponent")
     text = text.replace("importance.base", "losses.base").replace("own", "margin")
     text = text.replace("scores(self, results)", "loss(self, context)")
-    site.add("hinges", modules={"hinges": text}, losses={"hinge": "hinges:Hinge"})
+    site.add("bends", modules={"bends": text}, losses={"bend": "bends:Bend"})
     old = config(losses={"mine": {"class_path": "triplet", "init_args": {"margin": 9.0}}})
-    assert parse(old, "--model.losses.mine=hinge").losses["mine"].init_args.margin == 1
-    assert parse(old, config(losses={"mine": "hinge"})).losses["mine"].init_args.margin == 1
+    assert parse(old, "--model.losses.mine=bend").losses["mine"].init_args.margin == 1
+    assert parse(old, config(losses={"mine": "bend"})).losses["mine"].init_args.margin == 1
 
 
 def test_another_optimizer_starts_afresh(parse, config):
