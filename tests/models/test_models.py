@@ -23,7 +23,8 @@ EVERYTHING = frozenset(
     f"{model}.{field}"
     for model in ("policy", "reference")
     for field, need in OF_A_MODEL.items()
-    if not (model == "policy" and need.compared) and field not in ("scaled", "router_loss")
+    if not (model == "policy" and need.compared)
+    if need.shape != "a function" and field != "router_loss"
 )
 WITHOUT_ATTENTIONS = EVERYTHING - {"policy.attentions", "reference.attentions"}
 FAMILIES = ["llama", "gpt2"]
