@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import lit_tidpo
+import lit_tidpo.commands.training  # datasets logs to the stderr of its import
 from lit_tidpo.cli import main
 
 ENTRIES = yaml.safe_load(Path(__file__).with_name("inputs.yaml").read_text(encoding="utf-8"))
