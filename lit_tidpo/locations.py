@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from lit_tidpo.errors import InputError
@@ -66,6 +67,25 @@ def check_revision(name: str, revision: str | None, source: str) -> None:
         raise InputError(
             f"{name}={revision!r} applies to the Hub, but {source!r} is local: drop it"
         )
+
+
+def gguf_option(file: str | None) -> dict[str, str]:
+    """How transformers is told of a GGUF file, which takes the place of a folder's other files.
+
+    Args:
+        file: Its name; None where there is none.
+
+    Returns:
+        Keyword arguments of ``from_pretrained``.
+
+    Raises:
+        InputError: If the package that reads such files is missing.
+    """
+    if file is None:
+        return {}
+    if find_spec("gguf") is None:
+        raise InputError(f"gguf_file={file!r} needs gguf: pip install 'lit-tidpo[gguf]'")
+    return {"gguf_file": file}
 
 
 def file_digest(file: Path) -> str:

@@ -47,6 +47,7 @@ class PreferenceDataModule(LightningDataModule):
         tokenizer: Tokenizer: path, name on the Hub, or ``builtin:NAME``.
         tokenizer_revision: Branch, tag or commit of a tokenizer on the Hub.
         trust_remote_code: Let the tokenizer's repository run its own code.
+        tokenizer_gguf_file: Name of the GGUF file there that holds the tokenizer.
         name: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
         train_split: Split to train on.
@@ -93,6 +94,7 @@ class PreferenceDataModule(LightningDataModule):
         tokenizer: str,
         tokenizer_revision: str | None = None,
         trust_remote_code: bool = False,
+        tokenizer_gguf_file: str | None = None,
         name: str | None = None,
         revision: str | None = None,
         train_split: str = "train",
@@ -140,6 +142,7 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer_source = tokenizer
         self.tokenizer_revision = tokenizer_revision
         self.trust_remote_code = trust_remote_code
+        self.tokenizer_gguf_file = tokenizer_gguf_file
         self.test_split = test_split
         self.predict_split = predict_split
         self.invalid_rows = invalid_rows
@@ -194,6 +197,7 @@ class PreferenceDataModule(LightningDataModule):
             self.options.chat_template,
             self.tokenizer_revision,
             self.trust_remote_code,
+            self.tokenizer_gguf_file,
         )
         return PairTokenizer(tokenizer, self.options)
 

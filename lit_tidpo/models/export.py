@@ -183,5 +183,8 @@ def _tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:
             data.get("chat_template"),
             data.get("tokenizer_revision"),
             data.get("trust_remote_code", False),
+            data.get("tokenizer_gguf_file"),
         )
-    return load_tokenizer(config.path, None, config.revision, config.trust_remote_code)
+    return load_tokenizer(
+        config.path, None, config.revision, config.trust_remote_code, config.gguf_file
+    )

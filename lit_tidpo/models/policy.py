@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_tidpo.errors import InputError, check_choice, explained
-from lit_tidpo.locations import check_revision, locate
+from lit_tidpo.locations import check_revision, gguf_option, locate
 from lit_tidpo.models.adapted_layers import not_to_adapt
 from lit_tidpo.models.experts import silence_router
 from lit_tidpo.models.offload import offload_activations
@@ -78,6 +78,8 @@ class PolicyConfig:
     Attributes:
         path: A name on the Hub, a local folder, or ``builtin:NAME``.
         revision: Branch, tag or commit on the Hub.
+        gguf_file: Name of the GGUF file there that holds model and tokenizer; its weights are
+            dequantised, and what is trained and exported is a model like any other.
         init: ``pretrained`` loads the weights; ``random`` makes new ones from the folder's
             ``config.json``.
         init_seed: Seed of new weights: random ones, and those of new adapters.
@@ -102,6 +104,7 @@ class PolicyConfig:
 
     path: str = ""
     revision: str | None = None
+    gguf_file: str | None = None
     init: Init = "pretrained"
     init_seed: int = 0
     dtype: DType = "float32"
@@ -231,6 +234,7 @@ def _load(config: PolicyConfig) -> Any:
     options: dict[str, Any] = {
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
+        **gguf_option(config.gguf_file),
     }
     check_revision("policy.revision", config.revision, config.path)
     loading: dict[str, Any] = {"dtype": config.dtype}
@@ -252,6 +256,10 @@ def _load(config: PolicyConfig) -> Any:
                 "name a folder that holds its language model"
             )
         if config.init == "pretrained" and _reads_weights.get():
+            if config.gguf_file is not None:
+                from transformers import GgufConfig
+
+                loading["quantization_config"] = GgufConfig(dequantize=True)
             load: Any = AutoModelForCausalLM.from_pretrained
             model, found = load(path, output_loading_info=True, **loading, **options)
             _check_weights(config.path, found)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.locations import check_revision, locate
+from lit_tidpo.locations import check_revision, gguf_option, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,6 +17,7 @@ def load_tokenizer(
     chat_template: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer, with another chat template if one is given.
 
@@ -25,6 +26,7 @@ def load_tokenizer(
         chat_template: Jinja text or path of a template.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Let the repository run its own code.
+        gguf_file: Name of the GGUF file there that holds it.
 
     Returns:
         The tokenizer.
@@ -38,7 +40,10 @@ def load_tokenizer(
     check_revision("tokenizer_revision", revision, source)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=revision or "main", trust_remote_code=trust_remote_code
+            path,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            **gguf_option(gguf_file),
         )
     except InputError:
         raise

@@ -164,6 +164,7 @@ class ReferencedModule(PolicyModule):
             self.policy_config.path,
             revision=self.policy_config.revision,
             trust_remote_code=self.policy_config.trust_remote_code,
+            gguf_file=self.policy_config.gguf_file,
         )
         instruction = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
         return InstructedModel(instruction, tokenizer.bos_token_id, model)
@@ -183,7 +184,7 @@ class ReferencedModule(PolicyModule):
         if path is None:
             return config
         return dataclasses.replace(
-            config, path=path, revision=revision, init="pretrained", init_seed=0
+            config, path=path, revision=revision, gguf_file=None, init="pretrained", init_seed=0
         )
 
     def _prepare_models(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from gguf_files import write_gguf
 from torch.utils.data import IterableDataset
 
 from lit_tidpo.data import PreferenceDataModule
@@ -453,6 +454,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
     PolicyConfig: {
         "path": Flip(logits, of_world("other")),
         "revision": Flip(logits, "v2", refused="revision='v2' applies to the Hub"),
+        "gguf_file": Flip(logits, "y.gguf", {"path": of_world("gguf"), "gguf_file": "!.gguf"}),
         "init": Flip(logits, "random"),
         "init_seed": Flip(logits, 1, {"init": "random"}),
         "dtype": Flip(dtypes, "bfloat16"),
@@ -543,6 +545,9 @@ FLIPS: dict[type, dict[str, Flip]] = {
             train, "v2", refused="tokenizer_revision='v2' applies to the Hub"
         ),
         "trust_remote_code": Flip(tokenizer_class, True, {"tokenizer": of_world("remote_words")}),
+        "tokenizer_gguf_file": Flip(
+            train, "y.gguf", {"tokenizer": of_world("gguf"), "tokenizer_gguf_file": "!.gguf"}
+        ),
         "name": Flip(train, "en", {"source": of_world("file")}, refused="name='en' picks"),
         "revision": Flip(train, "v2", refused="revision='v2' applies to the Hub"),
         "train_split": Flip(train, "validation"),
@@ -587,8 +592,12 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
     turns = json.loads(json.dumps(turns).replace('"Q"', '"Q</s>"'))
     _write(tmp / "special.jsonl", [turns])
     other_source = write_data(tmp / "data", train=8)
+    for merged, epsilon in (("!!", 1e-6), ("ye", 0.5)):
+        original = write_model(tmp / merged, vocabulary=260, rms_norm_eps=epsilon)
+        write_gguf(original, tmp / "gguf", merged)
     return SimpleNamespace(
         tmp=tmp,
+        gguf=str(tmp / "gguf"),
         model=model_folder,
         other=write_model(tmp / "other", rms_norm_eps=0.5, attention_dropout=0.0),
         adapter=adapter,
