@@ -33,6 +33,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   plugins --needs                what estimators and losses can ask for
   estimate [--memory GB]         memory of each device that fit would take, from configs alone
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
+  evaluate CKPT --tasks NAMES    benchmarks of lm-evaluation-harness, beside those of the start
   completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"
   schema [COMMAND]               JSON schema of configurations, for editors
 
@@ -47,6 +48,7 @@ _MODULES = {
     "plugins": "plugins",
     "estimate": "estimate",
     "export": "export",
+    "evaluate": "evaluate",
     "completion": "completion",
     "schema": "schema",
 }

@@ -74,7 +74,7 @@ def export_checkpoint(
         raise InputError(f"export folder {str(folder)!r} {state}: choose a new one")
     content = read_checkpoint(checkpoint)
     with explained(f"checkpoint {str(checkpoint)!r} is of another make"):
-        config = _policy_config(content, checkpoint)
+        config = policy_config(content, checkpoint)
         data = dict(content.get("datamodule_hyper_parameters") or {})
         saved: dict[str, Any] = dict(content["state_dict"])
     if adapter and config.lora is None and config.adapter is None:
@@ -165,7 +165,16 @@ def merge_adapters(policy: Any) -> Any:
     return policy.merge_and_unload()
 
 
-def _policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
+def policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
+    """Which model the policy of a checkpoint was made of, and how.
+
+    Args:
+        content: What the checkpoint holds.
+        checkpoint: Where it is.
+
+    Raises:
+        InputError: If it does not say so.
+    """
     options = dict((content.get("hyper_parameters") or {}).get("policy") or {})
     if not options.get("path"):
         raise InputError(
