@@ -46,6 +46,9 @@ def locate(source: str) -> str:
         ".json",
         ".jsonl",
         ".parquet",
+        ".csv",
+        ".gz",
+        ".zst",
     }
     if looks_local or source.count("/") > 1:
         raise InputError(f"no file or folder at {source!r}: check the path")

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import cuda
 from torch.utils.data import DataLoader
 
 from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.data.examples import PairDataset, PairStream
 from lit_tidpo.data.loaders import Position, ResumableLoader
-from lit_tidpo.data.preparation import InvalidRows, PreparationReport, usable_rows
-from lit_tidpo.data.rows import COLUMNS
+from lit_tidpo.data.mixing import names_sources, split_source
+from lit_tidpo.data.ranked import Against, RowOptions
+from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.sampling import ResumableSampler
-from lit_tidpo.data.splits import Splits, SplitSource
+from lit_tidpo.data.splits import SplitSource
 from lit_tidpo.data.tokenization import PairTokenizer, SpecialTokens, TokenizationOptions
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.tokenizer import load_tokenizer
@@ -41,15 +42,25 @@ class PreferenceDataModule(LightningDataModule):
     of an epoch goes on with the next row, whatever the batch size.
 
     Args:
-        source: Data set: name on the Hub, ``builtin:NAME``, a folder of files named like their
-            splits or made by ``save_to_disk``, or one .json, .jsonl or .parquet file (the split
-            ``train``).
+        source: Data set, whose rows have any of the shapes of ``lit-tidpo data --shapes``: name on
+            the Hub, ``builtin:NAME``, a folder of files named like their splits or made by
+            ``save_to_disk``, or one .json, .jsonl, .csv or .parquet file, also as .gz or .zst (the
+            split ``train``). Several are a list of ``{source: ..., weight: ..., split: ...,
+            columns: ..., name: ..., revision: ...}``: without weights each row comes once, with
+            them training rows are drawn until all have come. Programs may give a ``Dataset``, a
+            ``DatasetDict`` or a list of rows.
         tokenizer: Tokenizer: path, name on the Hub, or ``builtin:NAME``.
         tokenizer_revision: Branch, tag or commit of a tokenizer on the Hub.
         trust_remote_code: Let the tokenizer's repository run its own code.
         tokenizer_gguf_file: Name of the GGUF file there that holds the tokenizer.
         name: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
+        columns: For each of our names of columns the one in the data, such as ``{prompt: question,
+            chosen: good, rejected: bad}``; null leaves out a column of that name.
+        against: Which of the ranked completions of a row the best one stands against: one of the
+            lower ones at ``random`` (the same in every run), the ``worst``, or the ``next`` best.
+        score: Field of ranked completions that ranks them; None takes the first that there is of
+            ``overall_score``, ``fine-grained_score`` and ``score``.
         train_split: Split to train on.
         validation_split: Split to validate on.
         test_split: Split to test on.
@@ -76,6 +87,7 @@ class PreferenceDataModule(LightningDataModule):
             The command sets it.
         num_workers: Processes that load batches; 0 loads in the main one, and streaming takes at
             most 1.
+        processes: Processes that tokenise the data before the run.
         streaming: Read and tokenise rows as they are needed, rather than all at the start.
         shuffle_buffer: Rows among which a stream is shuffled; only with ``streaming``.
         cache_dir: Folder for downloaded and tokenised data; None means that of ``datasets``.
@@ -90,13 +102,16 @@ class PreferenceDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str,
+        source: str | list[dict[str, Any]],
         tokenizer: str,
         tokenizer_revision: str | None = None,
         trust_remote_code: bool = False,
         tokenizer_gguf_file: str | None = None,
         name: str | None = None,
         revision: str | None = None,
+        columns: dict[str, str | None] | None = None,
+        against: Against = "random",
+        score: str | None = None,
         train_split: str = "train",
         validation_split: str = "validation",
         test_split: str = "test",
@@ -115,6 +130,7 @@ class PreferenceDataModule(LightningDataModule):
         pad_to_multiple: int = 1,
         lookahead: int = 1,
         num_workers: int = 0,
+        processes: int = 1,
         streaming: bool = False,
         shuffle_buffer: int = 1000,
         cache_dir: str | None = None,
@@ -123,8 +139,10 @@ class PreferenceDataModule(LightningDataModule):
         super().__init__()
         cache_dir = None if cache_dir is None else os.path.expanduser(cache_dir)
         # Not to the logger: Lightning refuses to fit where a module logs another value of a name.
-        self.save_hyperparameters(logger=False)
-        self.source = SplitSource(
+        # Rows themselves are nothing that a checkpoint should hold.
+        kept = isinstance(source, str) or names_sources(source)
+        self.save_hyperparameters(logger=False, ignore=[] if kept else ["source"])
+        common = SplitSource(
             source,
             name=name,
             revision=revision,
@@ -135,9 +153,12 @@ class PreferenceDataModule(LightningDataModule):
             validation_fraction=validation_fraction,
             max_rows=max_rows,
             seed=seed,
+            columns=columns or {},
+            processes=processes,
         )
+        self.source = split_source(source, common)
         self.options = TokenizationOptions(
-            max_length, max_prompt_length, chat_template, special_tokens
+            max_length, max_prompt_length, chat_template, special_tokens, RowOptions(against, score)
         )
         self.tokenizer_source = tokenizer
         self.tokenizer_revision = tokenizer_revision
@@ -153,6 +174,7 @@ class PreferenceDataModule(LightningDataModule):
         self.pad_to_multiple = pad_to_multiple
         self.lookahead = lookahead
         self.num_workers = num_workers
+        self.processes = processes
         self.shuffle_buffer = shuffle_buffer
         self.reports: dict[str, PreparationReport] = {}
         self._rows: dict[str, Any] = {}
@@ -161,7 +183,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def _check(self) -> None:
         least = {"batch_size": 1, "eval_batch_size": 1, "pad_to_multiple": 1, "num_workers": 0}
-        for name, bound in {**least, "shuffle_buffer": 1, "lookahead": 1}.items():
+        for name, bound in {**least, "shuffle_buffer": 1, "lookahead": 1, "processes": 1}.items():
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise InputError(f"{name} must be at least {bound}; got {value}")
@@ -173,6 +195,11 @@ class PreferenceDataModule(LightningDataModule):
             raise InputError(
                 f"shuffle_buffer={self.shuffle_buffer} has no effect without streaming, which "
                 "shuffles all rows: leave it out, or set streaming=True"
+            )
+        if self.source.streaming and self.processes > 1:
+            raise InputError(
+                f"processes={self.processes} has no effect with streaming, which tokenises rows as "
+                "they are read: leave it out"
             )
         if self.source.streaming and self.group_by_length:
             raise InputError(
@@ -205,7 +232,7 @@ class PreferenceDataModule(LightningDataModule):
         """Tokenise what the run needs, in one process, so that the others find it in the cache."""
         if self.source.streaming:
             return
-        raw = self.source.load()
+        raw: Any = self.source.load()
         stage = TrainerFn.FITTING if self.trainer is None else self.trainer.state.fn
         for split in self._splits(stage, raw):
             self.source.tokenised(raw, split, self._tokenise)
@@ -219,21 +246,19 @@ class PreferenceDataModule(LightningDataModule):
         Raises:
             InputError: If a split is missing or cannot be used.
         """
-        raw = self.source.load()
+        raw: Any = self.source.load()
         for split in self._splits(stage, raw):
             if split in self._rows:
                 continue
-            unused = set(raw[split].column_names or ()) - COLUMNS if split in raw else ()
-            if unused:
-                rank_zero_info(f"split {split!r}: columns {sorted(unused)} are not used")
-            if self.source.streaming:
+            if isinstance(self.source, SplitSource) and self.source.streaming:
+                self.source.tell_unused(raw, split)
                 self.reports[split] = PreparationReport(split)
                 self._rows[split] = self.source.rows(raw, split)
             else:
-                rows = self.source.tokenised(raw, split, self._tokenise)
-                self._rows[split], self.reports[split] = usable_rows(
-                    rows, split, self.invalid_rows, self.tokenizer
+                self._rows[split], reports = self.source.usable(
+                    raw, split, self._tokenise, self.invalid_rows
                 )
+                self.reports |= reports
 
     @property
     def response_ends(self) -> frozenset[int]:
@@ -244,7 +269,7 @@ class PreferenceDataModule(LightningDataModule):
         first = (rows[place] for place in range(min(len(rows), 100)))
         return frozenset(row["chosen_ids"][-1] for row in first if not row["chosen_truncated"])
 
-    def _splits(self, stage: str | None, raw: Splits) -> list[str]:
+    def _splits(self, stage: str | None, raw: Any) -> list[str]:
         if stage == TrainerFn.VALIDATING:
             return [self.source.validation_split]
         if stage == TrainerFn.TESTING:
@@ -290,7 +315,7 @@ class PreferenceDataModule(LightningDataModule):
         if split in self._rows:
             return self._loader(split)
         rank_zero_warn(
-            f"the data at {self.source.source!r} have no split {split!r}, so fitting goes without "
+            f"the data at {self.source.label!r} have no split {split!r}, so fitting goes without "
             "validation: name a validation_split, or set validation_fraction to hold one out"
         )
         return []
@@ -333,7 +358,7 @@ class PreferenceDataModule(LightningDataModule):
         """What the order of a training split depends on, by the names of the options."""
         streaming = self.source.streaming
         return {
-            "source": self.source.source,
+            "source": self.source.label,
             "split": split,
             "rows": None if streaming else len(self._rows[split]),
             "seed": self.source.seed,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset, IterableDataset
 
-from lit_tidpo.data.preparation import InvalidRows, PreparationReport
+from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.tokenization import PairTokenizer
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class PairStream(IterableDataset[Example]):
         self.report.reset()
         for row in self.rows:
             pair = self.tokenise(row, row[_NUMBER])
-            self.report.add(pair, self.tokenise.tokenizer)
+            self.report.add(pair)
+            self.report.show_shift(pair, self.tokenise.tokenizer)
             if self._is_interleaved:
                 pair["index"] = _content_number(pair)
             if not pair["problem"]:

@@ -93,11 +93,18 @@ class Guard:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of rendered texts, without any that the tokenizer adds."""
         # verbose=False: sequences beyond the model's length are cut later, not a mistake.
-        plain = {"add_special_tokens": False, "verbose": False}
-        if not any(_OPEN in text for text in texts):
-            found: list[list[int]] = self._tokenizer(list(texts), **plain)["input_ids"]
-            return found
-        return [self._encode_marked(text, plain) for text in texts]
+        plain = {"add_special_tokens": False, "verbose": False, "return_attention_mask": False}
+        free = [text for text in texts if not self.marks([text])]
+        found = iter(self._tokenizer(free, **plain)["input_ids"] if free else [])
+        return [
+            self._encode_marked(text, plain) if self.marks([text]) else next(found)
+            for text in texts
+        ]
+
+    @staticmethod
+    def marks(texts: Sequence[str]) -> bool:
+        """Whether there is a mark in one of the texts."""
+        return any(_OPEN in text for text in texts)
 
     def _encode_marked(self, text: str, plain: dict[str, Any]) -> list[int]:
         ids: list[int] = []

@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import datasets
+import fsspec
+from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetsError
 
+from lit_tidpo.data.shapes import COLUMNS, shape_of
 from lit_tidpo.data.whole_files import drop_damaged, remember
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import check_revision, locate
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+"""Library that reads a file of each kind."""
+_PACKED = ("", ".gz", ".zst")
+"""Endings of compressed files, after the kind."""
+_KINDS = f"{sorted(_READERS)} (also as .gz or .zst)"
 
-# Library that reads a file of each kind.
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-_COLUMNS = ("chosen", "rejected")
+_UNREADABLE = (
+    DatasetsError,
+    OSError,
+    EOFError,
+    StopIteration,
+    ValueError,
+    TypeError,
+    RecursionError,
+)
+"""What ``datasets`` raises at files that it cannot read."""
+
+Source: TypeAlias = "str | Dataset | DatasetDict | Sequence[Mapping[str, Any]]"
 
 
 def load_splits(
-    source: str,
+    source: Source,
     name: str | None = None,
     revision: str | None = None,
     cache_dir: str | None = None,
@@ -34,8 +50,9 @@ def load_splits(
 
     Args:
         source: Name on the Hub; ``builtin:NAME``; a folder of files named like their splits, or one
-            made by ``save_to_disk``; or one ``.json``, ``.jsonl`` or ``.parquet`` file, which
-            becomes the split ``train``.
+            made by ``save_to_disk``; or one ``.json``, ``.jsonl``, ``.csv`` or ``.parquet`` file,
+            also as ``.gz`` or ``.zst``, which becomes the split ``train``. Or a ``DatasetDict``, or
+            a ``Dataset`` or a list of rows, which become the split ``train``.
         name: Configuration of a data set that has several.
         revision: Branch, tag or commit on the Hub.
         cache_dir: Folder for downloaded and converted files; None means that of ``datasets``.
@@ -47,6 +64,8 @@ def load_splits(
     Raises:
         InputError: If the data are missing, empty or malformed, or an option does not apply.
     """
+    if not isinstance(source, str):
+        return _given(source, name, revision, streaming)
     place = locate(source)
     path = Path(place)
     try:
@@ -58,16 +77,24 @@ def load_splits(
         if _is_saved(path):
             return _load_saved(path, streaming)
         files = None if path.is_dir() else {"train": str(path)}
-        reader = str(path) if path.is_dir() else _READERS[path.suffix]
+        reader = str(path) if path.is_dir() else _READERS[_kind(path)]
         return _read(streaming, path=reader, data_files=files, **options)
     except InputError:
         raise
-    except (DatasetsError, OSError, ValueError, TypeError, RecursionError) as error:
+    except (
+        DatasetsError,
+        OSError,
+        EOFError,
+        StopIteration,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:
         if path.exists():
             _check_json(path)
         raise InputError(
             f"the data at {source!r} cannot be read; expected a data set on the Hub, a folder or a "
-            f"file of {sorted(_READERS)}: {error.__cause__ or error}"
+            f"file of {_KINDS}: {error.__cause__ or error}"
         ) from error
 
 
@@ -82,6 +109,38 @@ def _read(streaming: bool, **source: Any) -> dict[str, Any]:
     builder.download_and_prepare()
     remember(folder.glob("*.arrow"))
     return dict(builder.as_dataset())
+
+
+def renamed(
+    splits: Mapping[str, Dataset | IterableDataset], columns: Mapping[str, str | None]
+) -> dict[str, Dataset | IterableDataset]:
+    """Splits whose columns have the names that are read.
+
+    Args:
+        splits: The splits by name.
+        columns: For each of our names the one in the data; None leaves out a column of that name.
+
+    Raises:
+        InputError: If a name is none of ours, or there is no such column.
+    """
+    strange = set(columns) - COLUMNS
+    if strange:
+        raise InputError(
+            f"columns={dict(columns)}: {sorted(strange)} are not read; expected "
+            f"{{OUR_NAME: THEIR_NAME}} with names of ours out of {sorted(COLUMNS)}"
+        )
+    theirs = {name: ours for ours, name in columns.items() if name is not None}
+    found = {}
+    for split, rows in splits.items():
+        present = set(rows.column_names or theirs)
+        if missing := sorted(set(theirs) - present):
+            raise InputError(
+                f"columns={dict(columns)}: split {split!r} has no column {missing[0]!r}; it has "
+                f"{sorted(present)}"
+            )
+        dropped = (set(columns) & present) - set(theirs)
+        found[split] = rows.remove_columns(sorted(dropped)).rename_columns(theirs)
+    return found
 
 
 def pick_split(
@@ -107,15 +166,37 @@ def pick_split(
         )
     split = splits[wanted]
     columns = split.column_names  # None where a stream has not been read yet
-    for column in _COLUMNS:
-        if columns is not None and column not in columns:
-            raise InputError(
-                f"split {wanted!r} of {source!r} has no column {column!r}; it has "
-                f"{sorted(columns)}: rename the columns to {_COLUMNS} and optionally 'prompt'"
-            )
-    if isinstance(split, datasets.Dataset) and len(split) == 0:
+    if columns is not None and shape_of(frozenset(columns)) is None:
+        missing = next(name for name in ("chosen", "rejected") if name not in columns)
+        raise InputError(
+            f"split {wanted!r} of {source!r} has no column {missing!r}; it has {sorted(columns)}: "
+            f"tell what its columns are, as in data.columns={{{missing}: {min(columns)}}}, or see "
+            "`lit-tidpo data --shapes`"
+        )
+    if isinstance(split, Dataset) and len(split) == 0:
         raise InputError(f"split {wanted!r} of {source!r} has no rows")
     return split
+
+
+def _given(
+    source: Any, name: str | None, revision: str | None, streaming: bool
+) -> dict[str, Dataset | IterableDataset]:
+    """Splits that a program hands over."""
+    if name is not None or revision is not None:
+        raise InputError(
+            f"name={name!r} and revision={revision!r} apply to the Hub, but the source is data: "
+            "drop them"
+        )
+    if not isinstance(source, (Dataset, DatasetDict)):
+        with explained("the rows that were given as source are no data set"):
+            source = Dataset.from_list(list(source))
+    splits = {"train": source} if isinstance(source, Dataset) else dict(source)
+    return {n: split.to_iterable_dataset() for n, split in splits.items()} if streaming else splits
+
+
+def _kind(path: Path) -> str:
+    """The ending that says what a file holds, of ``pairs.jsonl.gz`` for example ``.jsonl``."""
+    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
 
 
 def _is_saved(path: Path) -> bool:
@@ -123,16 +204,14 @@ def _is_saved(path: Path) -> bool:
 
 
 def _load_saved(path: Path, streaming: bool) -> dict[str, Dataset | IterableDataset]:
-    saved = datasets.load_from_disk(str(path))
-    splits = {"train": saved} if isinstance(saved, datasets.Dataset) else dict(saved)
-    if streaming:
-        return {name: split.to_iterable_dataset() for name, split in splits.items()}
-    return splits
+    return _given(datasets.load_from_disk(str(path)), None, None, streaming)
 
 
 def _check_local(path: Path, source: str, name: str | None) -> None:
-    if path.is_file() and path.suffix not in _READERS:
-        raise InputError(f"{source!r} is not a file of {sorted(_READERS)}: convert it")
+    if path.is_file() and _kind(path) not in _READERS:
+        raise InputError(f"{source!r} is not a file of {_KINDS}: convert it")
+    if path.suffix == ".zst" and not datasets.config.ZSTANDARD_AVAILABLE:
+        raise InputError(f"{source!r} is read by the package zstandard: install it")
     if name is not None and (path.is_file() or _is_saved(path)):
         raise InputError(f"name={name!r} picks a configuration, but {source!r} has none: drop it")
     for file in _files(path):
@@ -140,26 +219,31 @@ def _check_local(path: Path, source: str, name: str | None) -> None:
             raise InputError(f"the file {str(file)!r} is empty; expected preference pairs")
     if path.is_dir() and not _is_saved(path) and not any(_files(path)):
         raise InputError(
-            f"the folder {source!r} holds no file of {sorted(_READERS)}; expected files named like "
+            f"the folder {source!r} holds no file of {_KINDS}; expected files named like "
             "their splits, such as train.jsonl"
         )
 
 
 def _files(path: Path) -> Iterable[Path]:
     files = [path] if path.is_file() else sorted(path.rglob("*"))
-    return [file for file in files if file.suffix in _READERS]
+    return [file for file in files if _kind(file) in _READERS]
 
 
 def _check_json(path: Path) -> None:
     """Find the line that is not JSON, after reading has failed."""
     for file in _files(path):
-        if _READERS[file.suffix] != "json":
+        if _READERS[_kind(file)] != "json":
             continue
         try:
-            text = file.read_text(encoding="utf-8")
+            with fsspec.open(str(file), "rt", encoding="utf-8", compression="infer") as stream:
+                text = stream.read()
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{str(file)!r} is not UTF-8 at byte {error.start} ({error.reason}): convert it"
+            ) from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"{str(file)!r} cannot be unpacked ({error}): compress it again"
             ) from error
         parts = [text] if _is_json(text) or text.lstrip().startswith("[") else text.split("\n")
         for number, part in enumerate(parts, start=1):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lit_tidpo.data.ranked import RowOptions
+from lit_tidpo.data.shapes import NUMBERS, as_pair
+from lit_tidpo.data.turns import Message, from_json, messages, payload, without_nulls
 from lit_tidpo.errors import InputError
-
-Message = dict[str, Any]
 
 # How the HH-RLHF data mark the turns of a dialogue inside one string.
 _HUMAN = "\n\nHuman:"
@@ -42,25 +42,16 @@ class PreferencePair:
     tools: list[Any] | None = None
 
 
-NUMBERS = ("score_chosen", "score_rejected", "pair_weight")
-"""Columns with a number for each row."""
-
-COLUMNS = frozenset(
-    {
-        *("prompt", "system", "tools", "chosen", "rejected"),
-        *("chosen_weights", "rejected_weights", "chosen_spans", "rejected_spans"),
-        *NUMBERS,
-    }
-)
-"""The columns that are read."""
-
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 
-def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
+def preference_pair(
+    row: Mapping[str, Any], number: int, options: RowOptions | None = None
+) -> PreferencePair:
     r"""Bring one row of a data set into normal form.
 
-    A row has ``chosen`` and ``rejected``, both text or both chat messages, and mostly ``prompt``:
+    A row of any of the :data:`~lit_tidpo.data.shapes.SHAPES` is one that has ``chosen`` and
+    ``rejected``, both text or both chat messages, and mostly ``prompt``:
 
     * with a prompt, text responses continue it as they are, without a separator; a prompt that is
       empty, or that both responses repeat, is a problem;
@@ -77,6 +68,7 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
     Args:
         row: The row's fields.
         number: Position of the row in its split, for messages.
+        options: How to read it where there is a choice; None takes the defaults.
 
     Returns:
         The pair. A pair that cannot be trained on has a ``problem``.
@@ -96,6 +88,12 @@ def preference_pair(row: Mapping[str, Any], number: int) -> PreferencePair:
             f"row {number}: column {media[0]!r} holds {row[media[0]]!r:.80}, but only text is "
             "trained on: leave such rows out, or drop the column if the text stands alone"
         )
+    row, problem = as_pair(row, number, options or RowOptions())
+    pair = _normal_form(row, number)
+    return replace(pair, problem=problem) if problem else pair
+
+
+def _normal_form(row: Mapping[str, Any], number: int) -> PreferencePair:
     chosen, rejected = (_field(row, name, number) for name in ("chosen", "rejected"))
     prompt = None if row.get("prompt") is None else _field(row, "prompt", number)
     weights = (_weights(row, "chosen", number), _weights(row, "rejected", number))
@@ -157,54 +155,12 @@ def _field(row: Mapping[str, Any], name: str, number: int) -> str | list[Message
     value = row.get(name)
     if isinstance(value, str):
         return value
-    if isinstance(value, list):
-        return [
-            _message(turn, f"row {number}: field {name!r}, turn {place}")
-            for place, turn in enumerate(value)
-        ]
+    if isinstance(value, (list, dict)):
+        return messages(value, name, number)
     raise InputError(
         f"row {number}: field {name!r} must be text or a list of messages with 'role' and "
         f"'content'; got {value!r:.80}"
     )
-
-
-def _message(turn: Any, where: str) -> Message:
-    """A turn whose content is text, without the keys that are None.
-
-    A columnar file gives each message every key that any message has, as None.
-    """
-    if isinstance(turn, dict) and isinstance(turn.get("role"), str):
-        kept: Message = _without_nulls(turn)
-        content = kept.get("content")
-        if isinstance(content, list):
-            content = _joined(content, where)
-        if content is None and _payload(kept):
-            content = ""
-        if isinstance(content, str):
-            return {**kept, "content": content}
-    raise InputError(
-        f"{where}: expected a message with 'role' and 'content' (text, text parts, or nothing "
-        f"beside 'tool_calls'); got {turn!r:.120}"
-    )
-
-
-def _joined(parts: list[Any], where: str) -> str:
-    found = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    texts = [text for text in found if isinstance(text, str)]
-    if len(texts) < len(parts):
-        raise InputError(f"{where}: only parts of text are trained on; got {parts!r:.120}")
-    return "".join(texts)
-
-
-def _payload(turn: Message) -> dict[str, Any]:
-    """What a message holds beside its text, such as ``tool_calls``."""
-    return {k: v for k, v in turn.items() if k not in ("role", "content", "name") and v}
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _with_columns(pair: PreferencePair, row: Mapping[str, Any], number: int) -> PreferencePair:
@@ -219,14 +175,10 @@ def _with_columns(pair: PreferencePair, row: Mapping[str, Any], number: int) -> 
                 "drop one"
             )
         prompt = [{"role": "system", "content": system}, *prompt]
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise InputError(f"row {number}: column 'tools' is no JSON: {error}") from error
+    tools = from_json(tools, f"row {number}: column 'tools'") if tools else None
     if tools and not isinstance(tools, list):
         raise InputError(f"row {number}: column 'tools' must be a list; got {tools!r:.80}")
-    return replace(pair, prompt=prompt, tools=_without_nulls(tools) or None)
+    return replace(pair, prompt=prompt, tools=without_nulls(tools) or None)
 
 
 def _weights(row: Mapping[str, Any], side: str, number: int) -> list[float] | None:
@@ -257,10 +209,9 @@ def _from_explicit_text(
 
 def _from_implicit_text(chosen: str, rejected: str, weights: _Weights) -> PreferencePair:
     if _ASSISTANT in chosen or _ASSISTANT in rejected:
-        shared = sum(1 for _ in itertools.takewhile(_same, zip(chosen, rejected, strict=False)))
-        end = chosen.rfind(_ASSISTANT, 0, shared)
+        ends = [mark.end() for mark in re.finditer(_ASSISTANT, chosen)]
         # Without a shared mark the rejected text does not start with the prompt of the chosen one.
-        prompt = chosen[: end + len(_ASSISTANT)] if end >= 0 else ""
+        prompt = next((chosen[:e] for e in reversed(ends) if rejected.startswith(chosen[:e])), "")
         responses = (chosen[len(prompt) :], rejected[len(prompt) :])
         problem = "" if prompt else "different prompts"
         if prompt and any(_HUMAN in response for response in responses):
@@ -315,4 +266,4 @@ def _same(pair: tuple[Any, Any]) -> bool:
 def _is_blank(response: str | list[Message]) -> bool:
     if isinstance(response, str):
         return not response.strip()
-    return not any(turn["content"].strip() or _payload(turn) for turn in response)
+    return not any(turn["content"].strip() or payload(turn) for turn in response)

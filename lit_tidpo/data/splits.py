@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_tidpo.data.loading import load_splits, pick_split
-from lit_tidpo.data.preparation import tokenise_split
+from lit_tidpo.data.loading import Source, load_splits, pick_split, renamed
+from lit_tidpo.data.preparation import tokenise_split, usable_rows
+from lit_tidpo.data.reports import InvalidRows, PreparationReport
+from lit_tidpo.data.shapes import COLUMNS
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.errors import InputError
 
@@ -22,7 +24,7 @@ class SplitSource:
     """Where the splits come from, and which of its rows.
 
     Attributes:
-        source: Name on the Hub, ``builtin:NAME``, folder or file.
+        source: Name on the Hub, ``builtin:NAME``, folder or file, or data of ``datasets``.
         name: Configuration of a Hub data set.
         revision: Branch, tag or commit of a Hub data set.
         cache_dir: Folder for downloaded and tokenised data.
@@ -33,9 +35,11 @@ class SplitSource:
             validation split.
         max_rows: Rows to read of each split; None reads all.
         seed: Seed of the held-out rows.
+        columns: For each of our names of columns the one in the data, or None to leave it out.
+        processes: Processes that tokenise.
     """
 
-    source: str
+    source: Source
     name: str | None = None
     revision: str | None = None
     cache_dir: str | None = None
@@ -45,6 +49,8 @@ class SplitSource:
     validation_fraction: float = 0.0
     max_rows: int | None = None
     seed: int = 0
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    processes: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
@@ -59,9 +65,15 @@ class SplitSource:
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"max_rows must be at least 1, or None for all; got {self.max_rows}")
 
+    @property
+    def label(self) -> str:
+        """What messages and checkpoints call the source."""
+        return self.source if isinstance(self.source, str) else f"<{type(self.source).__name__}>"
+
     def load(self) -> Splits:
         """All splits, raw."""
-        return load_splits(self.source, self.name, self.revision, self.cache_dir, self.streaming)
+        options = (self.name, self.revision, self.cache_dir, self.streaming)
+        return renamed(load_splits(self.source, *options), self.columns)
 
     def splits_to_fit(self, raw: Splits) -> list[str]:
         """The training split and, if there is one or one is held out, the validation split."""
@@ -80,7 +92,7 @@ class SplitSource:
         Raises:
             InputError: If the split is missing, empty or lacks a column.
         """
-        rows = pick_split(raw, split, self.source)
+        rows = pick_split(raw, split, self.label)
         if self.max_rows is None or (isinstance(rows, Dataset) and len(rows) <= self.max_rows):
             return rows
         return rows.take(self.max_rows)
@@ -95,14 +107,14 @@ class SplitSource:
         parts = {self.train_split: "train", self.validation_split: "test"} if held_out else {}
         rows = self.rows(raw, self.train_split if split in parts else split)
         try:
-            tokenised = tokenise_split(rows, tokenise, self.cache_dir)
+            tokenised = tokenise_split(rows, tokenise, self.cache_dir, self.processes)
         except InputError as error:
             raise InputError(
-                f"{error} (split {split!r} of {self.source!r}; its rows count from 0)"
+                f"{error} (split {split!r} of {self.label!r}; its rows count from 0)"
             ) from error
         except UnicodeDecodeError as error:  # text is decoded when it is looked at
             raise InputError(
-                f"the data at {self.source!r} hold text that is not UTF-8 ({error.reason}): "
+                f"the data at {self.label!r} hold text that is not UTF-8 ({error.reason}): "
                 "convert them"
             ) from error
         if split not in parts:
@@ -115,3 +127,23 @@ class SplitSource:
                 f"{len(rows)}: lower it or add a validation split"
             ) from error
         return cut[parts[split]]
+
+    def tell_unused(self, raw: Splits, split: str) -> None:
+        """Name the columns that are not read."""
+        unused = set(raw[split].column_names or ()) - COLUMNS if split in raw else ()
+        if unused:
+            rank_zero_info(f"split {split!r}: columns {sorted(unused)} are not used")
+
+    def usable(
+        self, raw: Splits, split: str, tokenise: PairTokenizer, policy: InvalidRows
+    ) -> tuple[Dataset, dict[str, PreparationReport]]:
+        """The tokenised rows of a split that can be trained on, and what became of all.
+
+        Raises:
+            InputError: As for :meth:`tokenised`, or if there are unusable rows and the policy is
+                ``raise``, or no others.
+        """
+        self.tell_unused(raw, split)
+        rows = self.tokenised(raw, split, tokenise)
+        usable, report = usable_rows(rows, split, policy, tokenise.tokenizer)
+        return usable, {split: report}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from lit_tidpo.data.encoding import WordEncoder, settings_digest
 from lit_tidpo.data.guarding import Guard
-from lit_tidpo.data.rows import NUMBERS, Message, PreferencePair, preference_pair, row_numbers
+from lit_tidpo.data.ranked import RowOptions
+from lit_tidpo.data.rows import PreferencePair, preference_pair, row_numbers
+from lit_tidpo.data.shapes import NUMBERS
 from lit_tidpo.data.spans import span_weights, spans_of, token_places
+from lit_tidpo.data.turns import Message
 from lit_tidpo.errors import InputError, check_choice, explained
 
 if TYPE_CHECKING:
@@ -38,12 +44,14 @@ class TokenizationOptions:
         chat_template: Jinja text or path of a template that replaces the tokenizer's own.
         special_tokens: What a special token within the text of a message is: ``text``, or a
             ``control`` token. In rows of plain text they always are control tokens.
+        rows: How rows are read where there is a choice.
     """
 
     max_length: int = 1024
     max_prompt_length: int | None = None
     chat_template: str | None = None
     special_tokens: SpecialTokens = "text"
+    rows: RowOptions = field(default_factory=RowOptions)
 
     def __post_init__(self) -> None:
         check_choice("special_tokens", self.special_tokens, SpecialTokens)
@@ -85,10 +93,17 @@ class PairTokenizer:
         self.tokenizer = tokenizer
         self.options = options
         self._guard = Guard(tokenizer)
+        self._encoder = WordEncoder(tokenizer, self._guard)
         self._eos = int(tokenizer.eos_token_id)
         self._ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos = [int(tokenizer.bos_token_id)] if starts_with_bos else []
+
+    @cached_property
+    def digest(self) -> str:
+        """Name of what the ids depend on beside the rows: the same in every process."""
+        told = {"max_prompt_length": self.options.prompt_limit, "chat_template": None}
+        return settings_digest(self.tokenizer, {**dataclasses.asdict(self.options), **told})
 
     def __call__(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
         """Tokenise one row.
@@ -108,11 +123,42 @@ class PairTokenizer:
             InputError: If the row has another shape, the template fails, or the supplied weights do
                 not match the response's tokens.
         """
-        pair = preference_pair(row, number)
+        return self.batch([row], [number])[0]
+
+    def batch(
+        self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Tokenise several rows at once, with the ids of one after the other.
+
+        Raises:
+            InputError: As for one.
+        """
+        pairs = [
+            preference_pair(row, number, self.options.rows)
+            for row, number in zip(rows, numbers, strict=True)
+        ]
+        texts = [
+            [] if pair.problem else self._texts(pair, number)
+            for pair, number in zip(pairs, numbers, strict=True)
+        ]
+        encoded = self._encoder.encode(texts)
+        return [
+            self._tokenised(*parts)
+            for parts in zip(rows, pairs, numbers, texts, encoded, strict=True)
+        ]
+
+    def _tokenised(
+        self,
+        row: Mapping[str, Any],
+        pair: PreferencePair,
+        number: int,
+        texts: list[str],
+        encoded: list[list[int]],
+    ) -> dict[str, Any]:
+        """Cut a pair's ids into prompt and responses of the lengths that they may have."""
         if pair.problem:
             return _row(number, pair.problem)
-        texts = self._texts(pair, number)
-        prompt, chosen, rejected = self._encode(texts, isinstance(pair.prompt, str))
+        prompt, chosen, rejected = self._ended(encoded, isinstance(pair.prompt, str))
         boundary = min(_shared_prefix(prompt, chosen), _shared_prefix(prompt, rejected))
         if boundary == 0:
             return _row(number, "empty prompt")
@@ -164,11 +210,12 @@ class PairTokenizer:
             self._render(pair.prompt + pair.rejected, pair.tools, number),
         ]
 
-    def _encode(self, texts: list[str], is_plain: bool) -> tuple[list[int], list[int], list[int]]:
+    def _ended(
+        self, encoded: list[list[int]], is_plain: bool
+    ) -> tuple[list[int], list[int], list[int]]:
         """Ids of the prompt alone and of prompt and response, each with its BOS and its end."""
-        if not texts:
+        if not encoded:
             return [], [], []
-        encoded = self._guard.encode(texts)
         prompt, *full = ([*self._bos, *ids] if ids[:1] != self._bos else ids for ids in encoded)
         end = self._end_text if is_plain else self._end_chat
         chosen, rejected = (end(ids) for ids in full)
@@ -264,6 +311,8 @@ def _left_out(pair: PreferencePair, texts: list[str]) -> str:
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:
     """Number of leading ids that two sequences share."""
+    if second[: len(first)] == first:
+        return len(first)
     pairs = zip(first, second, strict=False)
     differing = (place for place, (one, other) in enumerate(pairs) if one != other)
     return next(differing, min(len(first), len(second)))

@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_tidpo.locations import file_digest
 
 _SUFFIX = ".sha256"
+_seen: dict[Path, tuple[int, int]] = {}
+"""Files that this process has read and found whole, as they were then: a run opens each twice."""
 
 
 def drop_damaged(files: Iterable[Path]) -> bool:
@@ -32,11 +34,11 @@ def drop_damaged(files: Iterable[Path]) -> bool:
     found = False
     for file in files:
         note = _note(file)
-        if (
-            file.exists()
-            and note.exists()
-            and note.read_text(encoding="utf-8") != file_digest(file)
-        ):
+        if not (file.exists() and note.exists()) or _seen.get(file) == _state(file):
+            continue
+        if note.read_text(encoding="utf-8") == file_digest(file):
+            _seen[file] = _state(file)
+        else:
             rank_zero_warn(f"the cache file {str(file)!r} is damaged: it is made again")
             file.unlink()
             note.unlink()
@@ -50,10 +52,16 @@ def remember(files: Iterable[Path]) -> None:
         note = _note(file)
         if note.exists():
             continue
+        _seen[file] = _state(file)
         part = note.with_name(f"{note.name}.{os.getpid()}.part")
         with suppress(OSError):  # a cache that is shared and read-only
             part.write_text(file_digest(file), encoding="utf-8")
             part.replace(note)
+
+
+def _state(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _note(file: Path) -> Path:

@@ -79,9 +79,9 @@ def test_the_cache_file_is_used_again(write_rows, llama_like, tmp_path, own_fold
     path, calls = write_rows(ROWS), []
 
     class Counting(PairTokenizer):
-        def __call__(self, row, number):
-            calls.append(number)
-            return super().__call__(row, number)
+        def batch(self, rows, numbers):
+            calls.extend(numbers)
+            return super().batch(rows, numbers)
 
     folder = str(tmp_path / "own") if own_folder else None
     results = [

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from lit_tidpo.data.examples import PairStream
-from lit_tidpo.data.preparation import PreparationReport
+from lit_tidpo.data.reports import PreparationReport
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
 

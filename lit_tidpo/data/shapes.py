@@ -1,0 +1,252 @@
+"""The shapes that rows of preference data come in: one table for reader, documents and help."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from lit_tidpo.data.ranked import RowOptions, best_and_lower
+from lit_tidpo.data.turns import spoken
+from lit_tidpo.errors import InputError
+
+Row = Mapping[str, Any]
+
+NUMBERS = ("score_chosen", "score_rejected", "pair_weight")
+"""Columns with a number for each row, of any shape."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape of rows.
+
+    Attributes:
+        name: What it is called.
+        columns: Alternatives of columns by which it is known.
+        examples: Rows, by what they show.
+        pair: Brings a row, with its number and the options, to the columns ``prompt``, ``chosen``
+            and ``rejected``; tells what keeps it from being a pair, or nothing.
+        more: Further columns that are read.
+    """
+
+    name: str
+    columns: tuple[frozenset[str], ...]
+    examples: Mapping[str, Row]
+    pair: Callable[[Row, int, RowOptions], tuple[Row, str]]
+    more: frozenset[str] = frozenset()
+
+
+@lru_cache
+def shape_of(columns: frozenset[str]) -> Shape | None:
+    """The shape of rows with these columns; None if it is none that is known.
+
+    Example:
+        >>> shape_of(frozenset({"conversations", "chosen", "rejected"})).name
+        'sharegpt'
+    """
+    if columns >= {"prompt", "chosen", "rejected"}:
+        return _PAIRS
+    fitting = (shape for shape in SHAPES if any(known <= columns for known in shape.columns))
+    return next(fitting, None)
+
+
+def as_pair(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
+    """Bring a row of any shape to the columns ``prompt``, ``chosen`` and ``rejected``.
+
+    Args:
+        row: The row's fields.
+        number: Position of the row in its split, for messages.
+        options: How to read it where there is a choice.
+
+    Returns:
+        The row, and why it cannot be trained on; nothing if it can.
+
+    Raises:
+        InputError: If it is malformed, or holds no pair.
+    """
+    given = frozenset(name for name, value in row.items() if value is not None)
+    shape = shape_of(given) or shape_of(frozenset(row)) or _PAIRS
+    return shape.pair(row, number, options)
+
+
+def describe_shapes() -> str:
+    """The table of shapes with an example of each, in Markdown."""
+    parts = []
+    for shape in SHAPES:
+        known = " or ".join(", ".join(f"`{n}`" for n in sorted(names)) for names in shape.columns)
+        more = ", ".join(f"`{name}`" for name in sorted(shape.more))
+        parts.append(f"**{shape.name}**: rows with {known}" + (f"; also {more}" if more else ""))
+        for what, row in shape.examples.items():
+            parts.append(f"{what}:\n\n```json\n{json.dumps(row, ensure_ascii=False)}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_it_is(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
+    return row, ""
+
+
+def _from_sharegpt(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
+    sides = {side: spoken(row[side]) for side in ("chosen", "rejected")}
+    return {**row, "prompt": row["conversations"], **sides}, ""
+
+
+def _from_alpaca(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        outputs = [row["chosen"], row["rejected"]]
+    else:
+        outputs = row["output"]
+    if not (isinstance(outputs, list) and len(outputs) == 2):
+        raise InputError(
+            f"row {number}: field 'output' must be two responses, the better one first, where "
+            f"there is no 'chosen' and 'rejected'; got {outputs!r:.80}"
+        )
+    texts = [text for text in (row["instruction"], row.get("input")) if text]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"row {number}: 'instruction' and 'input' must be text; got {texts!r:.80}")
+    said = [each for pair in row.get("history") or [] for each in pair]
+    turns = [
+        {"role": ("user", "assistant")[place % 2], "content": text}
+        for place, text in enumerate([*said, "\n".join(texts)])
+    ]
+    chosen, rejected = map(spoken, outputs)
+    return {**row, "prompt": turns if texts else None, "chosen": chosen, "rejected": rejected}, ""
+
+
+def _from_ranked(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
+    chosen, rejected, problem = best_and_lower(row, number, options)
+    prompt = row["instruction"] if row.get("instruction") is not None else row.get("prompt")
+    sides = {"chosen": spoken(chosen), "rejected": spoken(rejected)}
+    return {**row, "prompt": prompt or None, **sides}, problem
+
+
+def _refused(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
+    raise InputError(
+        f"row {number}: single responses with a 'label' are no pairs: put a good and a bad "
+        "response to the same prompt into one row, as 'chosen' and 'rejected'"
+    )
+
+
+_Q, _GOOD, _BAD = "Is 7 prime?", "Yes: only 1 and 7 divide it.", "No."
+_ASKED = [{"role": "user", "content": _Q}]
+_ANSWERS = {"chosen": spoken(_GOOD), "rejected": spoken(_BAD)}
+_TOOL = {"type": "function", "function": {"name": "factor", "parameters": {"n": "integer"}}}
+_CALL = {"type": "function", "function": {"name": "factor", "arguments": {"n": 7}}}
+
+_PAIRS = Shape(
+    "pairs",
+    (frozenset({"chosen", "rejected"}),),
+    {
+        "text that continues the prompt as it is": {
+            "prompt": f"{_Q} ", "chosen": _GOOD, "rejected": _BAD,
+        },
+        "text without a prompt, whose shared first words are the prompt": {
+            "chosen": "Seven is prime.", "rejected": "Seven is even.",
+        },
+        "dialogues as in HH-RLHF": {
+            "chosen": f"\n\nHuman: {_Q}\n\nAssistant: {_GOOD}",
+            "rejected": f"\n\nHuman: {_Q}\n\nAssistant: {_BAD}",
+        },
+        "chat messages": {"prompt": _ASKED, **_ANSWERS},
+        "whole conversations, whose shared turns are the prompt (UltraFeedback as binarised)": {
+            "prompt": _Q,
+            "chosen": [*_ASKED, *_ANSWERS["chosen"]],
+            "rejected": [*_ASKED, *_ANSWERS["rejected"]],
+        },
+        "a system prompt, tools, and a response that calls one": {
+            "system": "Be brief.",
+            "tools": [_TOOL],
+            "prompt": _ASKED,
+            "chosen": [{"role": "assistant", "content": None, "tool_calls": [_CALL]}],
+            "rejected": _ANSWERS["rejected"],
+        },
+        "content in parts of text": {
+            "prompt": [{"role": "user", "content": [{"type": "text", "text": _Q}]}],
+            **_ANSWERS,
+        },
+        "weights of the response's tokens, its terminator among them": {
+            "prompt": "2+2=", "chosen": "4", "rejected": "5",
+            "chosen_weights": [1.0, 0.5], "rejected_weights": [1.0, 0.5],
+        },
+        "characters of the responses that count, scores, and how much the pair counts": {
+            "prompt": "2+2=", "chosen": "four (4)", "rejected": "five (5)",
+            "chosen_spans": [[0, 4]], "rejected_spans": [[0, 4]],
+            "score_chosen": 1.0, "score_rejected": -1.0, "pair_weight": 0.5,
+        },
+    },
+    _as_it_is,
+    frozenset(
+        {
+            *("prompt", "system", "tools"),
+            *("chosen_weights", "rejected_weights", "chosen_spans", "rejected_spans"),
+        }
+    ),
+)  # fmt: skip
+
+SHAPES = (
+    Shape(
+        "sharegpt",
+        (frozenset({"conversations", "chosen", "rejected"}),),
+        {
+            "turns with `from` and `value`; a response is a turn, or several": {
+                "conversations": [{"from": "human", "value": _Q}],
+                "chosen": {"from": "gpt", "value": _GOOD},
+                "rejected": {"from": "gpt", "value": _BAD},
+            }
+        },
+        _from_sharegpt,
+        frozenset({"system", "tools"}),
+    ),
+    Shape(
+        "alpaca",
+        (frozenset({"instruction", "chosen", "rejected"}), frozenset({"instruction", "output"})),
+        {
+            "an instruction, which becomes the user's turn": {
+                "instruction": "Say whether the number is prime.",
+                "input": "7",
+                "chosen": _GOOD,
+                "rejected": _BAD,
+            },
+            "the better one of two outputs first": {"instruction": _Q, "output": [_GOOD, _BAD]},
+        },
+        _from_alpaca,
+        frozenset({"input", "history", "system", "tools"}),
+    ),
+    Shape(
+        "ranked",
+        (frozenset({"instruction", "completions"}), frozenset({"prompt", "completions"})),
+        {
+            "UltraFeedback as first published; the best against a lower one, by `data.against`": {
+                "instruction": _Q,
+                "completions": [
+                    {"response": _BAD, "overall_score": 2.0, "fine-grained_score": 1.75},
+                    {"response": _GOOD, "overall_score": 8.5, "fine-grained_score": 4.75},
+                    {"response": "Perhaps.", "overall_score": 4.0, "fine-grained_score": 3.0},
+                ],
+            },
+            "texts with a list of scores": {
+                "prompt": _Q, "completions": [_BAD, _GOOD], "scores": [0.1, 0.9],
+            },
+        },
+        _from_ranked,
+        frozenset({"scores", "system", "tools"}),
+    ),
+    _PAIRS,
+    Shape(
+        "labelled",
+        tuple(
+            frozenset({name, "label"}) for name in ("completion", "messages", "conversations")
+        ),
+        {
+            "single responses, which are no pairs: refused where pairs are wanted": {
+                "messages": [*_ASKED, *_ANSWERS["chosen"]], "label": True,
+            }
+        },
+        _refused,
+    ),
+)  # fmt: skip
+"""All shapes; the first that fits counts."""
+
+COLUMNS = frozenset(NUMBERS).union(*(each.more.union(*each.columns) for each in SHAPES))
+"""The columns that are read."""
