@@ -139,7 +139,10 @@ def renamed(
                 f"{sorted(present)}"
             )
         dropped = (set(columns) & present) - set(theirs)
-        found[split] = rows.remove_columns(sorted(dropped)).rename_columns(theirs)
+        # In two steps, as names may be swapped.
+        rows = rows.remove_columns(sorted(dropped))
+        rows = rows.rename_columns({name: f"_lit_tidpo_{ours}" for name, ours in theirs.items()})
+        found[split] = rows.rename_columns({f"_lit_tidpo_{ours}": ours for ours in theirs.values()})
     return found
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import datasets
 import pytest
 
-from lit_tidpo.data.loading import load_splits, pick_split
+from lit_tidpo.data.loading import load_splits, pick_split, renamed
 from lit_tidpo.data.splits import SplitSource
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
@@ -15,17 +16,90 @@ from lit_tidpo.errors import InputError
 ROW = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+KINDS = [".json", ".jsonl", ".parquet", ".csv", ".jsonl.gz", ".json.gz", ".json.zst", ".csv.gz"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
 @pytest.mark.parametrize("streaming", [False, True])
 def test_one_file_is_the_train_split(tmp_path, suffix, streaming):
     path = tmp_path / f"pairs{suffix}"
     if suffix == ".parquet":
         datasets.Dataset.from_list([ROW]).to_parquet(path)
     else:
-        path.write_text(json.dumps([ROW] if suffix == ".json" else ROW), encoding="utf-8")
+        text = json.dumps(ROW if "jsonl" in suffix else [ROW])
+        text = "prompt,chosen,rejected\nQ,a,b\n" if "csv" in suffix else text
+        pack = {"gz": gzip.compress, "zst": _zst}.get(suffix.rpartition(".")[2], bytes)
+        path.write_bytes(pack(text.encode()))
     splits = load_splits(str(path), streaming=streaming)
     assert list(splits) == ["train"]
     assert list(splits["train"]) == [ROW]
+
+
+def _zst(content):
+    return pytest.importorskip("zstandard").compress(content)
+
+
+def test_zst_without_its_package_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "pairs.jsonl.zst").write_bytes(b"x")
+    monkeypatch.setattr(datasets.config, "ZSTANDARD_AVAILABLE", False)
+    with pytest.raises(InputError, match="read by the package zstandard: install it"):
+        load_splits(str(tmp_path / "pairs.jsonl.zst"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(json.dumps(ROW).encode())[:20], "cannot be unpacked"),
+        (b"nonsense", "cannot be unpacked"),
+        (gzip.compress(b'{"a": 1}\n{\n'), r"pairs.jsonl.gz' line 2 is not JSON"),
+    ],
+)
+def test_a_broken_compressed_file_is_told(tmp_path, content, words):
+    (tmp_path / "pairs.jsonl.gz").write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        load_splits(str(tmp_path / "pairs.jsonl.gz"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("make", [list, datasets.Dataset.from_list, None])
+def test_data_of_a_program_are_a_source(make, streaming):
+    if make is None:
+        source = datasets.DatasetDict({"train": datasets.Dataset.from_list([ROW])})
+    else:
+        source = make([ROW])
+    assert list(load_splits(source, streaming=streaming)["train"]) == [ROW]
+    with pytest.raises(InputError, match="apply to the Hub"):
+        load_splits(source, revision="main")
+
+
+def test_rows_of_clashing_types_are_refused():
+    with pytest.raises(InputError, match="given as source are no data set"):
+        load_splits([{"chosen": "a", "rejected": "b"}, {"chosen": [1], "rejected": {"a": 2}}])
+
+
+THEIRS = {"question": "Q", "good": "a", "bad": "b", "system": "S"}
+NAMES = {"prompt": "question", "chosen": "good", "rejected": "bad", "system": None}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_columns_are_renamed_or_left_out(write_rows, streaming):
+    splits = load_splits(write_rows([THEIRS]), streaming=streaming)
+    assert list(renamed(splits, NAMES)["train"]) == [ROW]
+    swapped = {"chosen": "rejected", "rejected": "chosen"}
+    found = renamed(load_splits(write_rows([ROW], "own.jsonl"), streaming=streaming), swapped)
+    assert list(found["train"]) == [{"prompt": "Q", "chosen": "b", "rejected": "a"}]
+    found = renamed(
+        load_splits(write_rows([ROW], "own.jsonl")), {"prompt": "chosen", "chosen": "rejected"}
+    )
+    assert list(found["train"]) == [{"prompt": "a", "chosen": "b"}]
+
+
+def test_names_of_columns_that_there_are_not_are_refused(write_rows):
+    splits = load_splits(write_rows([THEIRS]))
+    with pytest.raises(InputError, match=r"\['question'\] are not read; expected"):
+        renamed(splits, {"question": "prompt"})
+    with pytest.raises(InputError, match="split 'train' has no column 'best'; it has"):
+        renamed(splits, {"chosen": "best"})
 
 
 def test_a_folder_of_files_named_like_the_splits(tmp_path, write_rows):
@@ -102,9 +176,7 @@ def test_folder_without_data(tmp_path):
 def test_unknown_kind_of_file(tmp_path):
     path = tmp_path / "pairs.txt"
     path.write_text("a b", encoding="utf-8")
-    with pytest.raises(
-        InputError, match=r"not a file of .*csv.*also as .gz or .zst"
-    ):
+    with pytest.raises(InputError, match=r"not a file of .*csv.*also as .gz or .zst"):
         load_splits(str(path))
 
 

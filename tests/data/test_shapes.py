@@ -1,0 +1,167 @@
+"""Each shape that is documented is read, and what is malformed is told by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from lit_tidpo.data.ranked import RowOptions
+from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.data.shapes import COLUMNS, SHAPES, shape_of
+from lit_tidpo.errors import InputError
+
+from .test_rows import assistant, user
+
+EXAMPLES = [
+    pytest.param(shape, row, id=f"{shape.name}: {what}")
+    for shape in SHAPES
+    for what, row in shape.examples.items()
+]
+
+
+def parts(row, **options):
+    pair = preference_pair(row, 0, RowOptions(**options))
+    return pair.prompt, pair.chosen, pair.rejected
+
+
+@pytest.mark.parametrize(("shape", "row"), EXAMPLES)
+def test_each_example_is_read_as_the_shape_that_it_shows(shape, row):
+    assert shape_of(frozenset(row)) is shape
+    assert set(row) <= COLUMNS
+    if shape.name == "labelled":
+        with pytest.raises(InputError, match="row 3: single responses with a 'label' are no pairs"):
+            preference_pair(row, 3)
+    else:
+        pair = preference_pair(row, 0)
+        assert pair.problem == ""
+        assert pair.prompt
+        assert pair.chosen != pair.rejected
+
+
+def test_sharegpt_as_found_in_public():
+    """A row of LLaMA-Factory's dpo_en_demo, cut."""
+    row = {
+        "conversations": [
+            {"from": "system", "value": "Be kind."},
+            {"from": "human", "value": "Hi!"},
+            {"from": "gpt", "value": "Hello."},
+            {"from": "human", "value": "A game?"},
+        ],
+        "chosen": {"from": "gpt", "value": "Chess."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    shared = [{"role": "system", "content": "Be kind."}, user("Hi!"), assistant("Hello.")]
+    assert parts(row) == ([*shared, user("A game?")], [assistant("Chess.")], [assistant("No.")])
+
+
+def test_sharegpt_calls_of_functions_and_what_they_gave():
+    call = {"from": "function_call", "value": '{"name": "temp", "arguments": {"town": "Oslo"}}'}
+    row = {
+        "conversations": [
+            {"from": "human", "value": "How warm?"},
+            call,
+            {"from": "observation", "value": "4"},
+        ],
+        "chosen": {"from": "gpt", "value": "Four."},
+        "rejected": call,
+    }
+    function = {"name": "temp", "arguments": {"town": "Oslo"}}
+    called = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+    prompt = [user("How warm?"), called, {"role": "tool", "content": "4"}]
+    assert parts(row) == (prompt, [assistant("Four.")], [called])
+
+
+def test_alpaca_joins_instruction_and_input_and_keeps_the_history():
+    row = {"instruction": "Double it.", "input": "4", "chosen": "8", "rejected": "44"}
+    assert parts(row) == ([user("Double it.\n4")], [assistant("8")], [assistant("44")])
+    pair = {"instruction": "Q", "input": "", "output": ["a", "b"], "history": [["P", "p"]]}
+    turns = [user("P"), assistant("p"), user("Q")]
+    assert parts(pair) == (turns, [assistant("a")], [assistant("b")])
+
+
+RANKED = {
+    "source": "sharegpt",
+    "instruction": "Q",
+    "models": ["x"] * 4,
+    "completions": [
+        {"model": "x", "response": "two", "overall_score": 2.0, "fine-grained_score": 4.5},
+        {"model": "x", "response": "nine", "overall_score": 9.0, "fine-grained_score": 4.0},
+        {"model": "x", "response": "seven", "overall_score": 7.0, "fine-grained_score": 1.0},
+        {"model": "x", "response": "one", "overall_score": 1.0, "fine-grained_score": 1.5},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen", "rejected"),
+    [
+        ({"against": "worst"}, "nine", "one"),
+        ({"against": "next"}, "nine", "seven"),
+        ({"against": "worst", "score": "fine-grained_score"}, "two", "seven"),
+    ],
+)
+def test_the_best_completion_stands_against_a_lower_one(options, chosen, rejected):
+    assert parts(RANKED, **options) == ([user("Q")], [assistant(chosen)], [assistant(rejected)])
+
+
+def test_a_random_lower_completion_is_the_same_in_every_run_and_each_comes():
+    picked = [preference_pair(RANKED, number).rejected[0]["content"] for number in range(300)]
+    assert picked == [preference_pair(RANKED, n).rejected[0]["content"] for n in range(300)]
+    counts = Counter(picked)
+    assert set(counts) == {"one", "two", "seven"}
+    assert min(counts.values()) > 60
+
+
+@pytest.mark.parametrize("scores", [[1, 1], [1], []])
+def test_completions_without_a_lower_one_are_a_problem(scores):
+    row = {"prompt": "Q", "completions": ["a", "b"][: len(scores)], "scores": scores}
+    assert preference_pair(row, 0).problem == "no completion with a lower score"
+
+
+def test_an_empty_instruction_is_a_problem():
+    assert preference_pair({**RANKED, "instruction": ""}, 0).problem == "empty prompt"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"instruction": "Q", "output": "a"}, "'output' must be two responses"),
+        ({"instruction": "Q", "output": ["a", "b", "c"]}, "'output' must be two responses"),
+        ({"instruction": 3, "output": ["a", "b"]}, "'instruction' and 'input' must be text"),
+        ({"prompt": "Q", "completions": "a"}, "'completions' must be a list"),
+        ({"prompt": "Q", "completions": ["a"], "scores": [1, 2]}, "1 'completions' with 2"),
+        ({"prompt": "Q", "completions": ["a"]}, "completion 0 must have a text"),
+        (
+            {"prompt": "Q", "completions": [{"text": "a", "score": "N/A"}]},
+            r"completion 0 .*data.score\); got \{'text': 'a', 'score': 'N/A'\}",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": 3}], "chosen": "a", "rejected": "b"},
+            "field 'prompt', turn 0",
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Q"}],
+                "chosen": {"from": "function_call", "value": "{"},
+                "rejected": "b",
+            },
+            "turn 0: the value of a 'function_call' is no JSON",
+        ),
+        ({"prompt": "Q", "completion": "a", "label": True}, "with a 'label' are no pairs"),
+    ],
+)
+def test_malformed_rows_are_told_by_number(row, words):
+    with pytest.raises(InputError, match=f"row 5: .*{words}"):
+        preference_pair(row, 5)
+
+
+def test_scores_that_are_not_there_are_named():
+    with pytest.raises(InputError, match="one of \\('gold',\\)"):
+        preference_pair(RANKED, 0, RowOptions(score="gold"))
+    with pytest.raises(InputError, match="against='best': expected one of"):
+        RowOptions(against="best")
