@@ -28,6 +28,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
 
   fit, validate, test, predict   preference optimisation (lit-tidpo fit --help)
   sft fit|validate|test          supervised fine-tuning on the chosen responses
+  data SOURCE TOKENIZER          what a run would see of a data set; --shapes: rows that are read
   plugins                        importance estimators and losses that can be chosen
   plugins --json                 all that is known of each: needs, relative cost, source, unit
   plugins --needs                what estimators and losses can ask for
@@ -45,6 +46,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
 _MODULES = {
     **dict.fromkeys(("fit", "validate", "test", "predict"), "training"),
     "sft": "training",
+    "data": "data",
     "plugins": "plugins",
     "estimate": "estimate",
     "export": "export",

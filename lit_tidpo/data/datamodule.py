@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -215,10 +216,11 @@ class PreferenceDataModule(LightningDataModule):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, loaded at first use."""
-        return self._tokenise.tokenizer
+        return self.pair_tokenizer.tokenizer
 
     @cached_property
-    def _tokenise(self) -> PairTokenizer:
+    def pair_tokenizer(self) -> PairTokenizer:
+        """What turns rows into token ids."""
         tokenizer = load_tokenizer(
             self.tokenizer_source,
             self.options.chat_template,
@@ -228,6 +230,16 @@ class PreferenceDataModule(LightningDataModule):
         )
         return PairTokenizer(tokenizer, self.options)
 
+    def raw_rows(self, split: str) -> Iterator[tuple[str, Any]]:
+        """Each source that has a split, and its rows as they are.
+
+        Raises:
+            InputError: If there is none, or its rows have none of the shapes that are read.
+        """
+        raw: Any = self.source.load()
+        for part, own, name in self.source.having(raw, split):
+            yield part.label, part.rows(own, name)
+
     def prepare_data(self) -> None:
         """Tokenise what the run needs, in one process, so that the others find it in the cache."""
         if self.source.streaming:
@@ -235,7 +247,7 @@ class PreferenceDataModule(LightningDataModule):
         raw: Any = self.source.load()
         stage = TrainerFn.FITTING if self.trainer is None else self.trainer.state.fn
         for split in self._splits(stage, raw):
-            self.source.tokenised(raw, split, self._tokenise)
+            self.source.tokenised(raw, split, self.pair_tokenizer)
 
     def setup(self, stage: str) -> None:
         """Load the splits of a stage.
@@ -256,7 +268,7 @@ class PreferenceDataModule(LightningDataModule):
                 self._rows[split] = self.source.rows(raw, split)
             else:
                 self._rows[split], reports = self.source.usable(
-                    raw, split, self._tokenise, self.invalid_rows
+                    raw, split, self.pair_tokenizer, self.invalid_rows
                 )
                 self.reports |= reports
 
@@ -373,7 +385,7 @@ class PreferenceDataModule(LightningDataModule):
     def _stream(self, split: str, train: bool, drop_last: bool) -> PairStream:
         return PairStream(
             self._rows[split],
-            self._tokenise,
+            self.pair_tokenizer,
             self.invalid_rows,
             self.reports[split],
             seed=self.source.seed,

@@ -56,7 +56,7 @@ class MixedSource:
 
     def tokenised(self, raw: list[Splits], split: str, tokenise: PairTokenizer) -> None:
         """Tokenise a split, so that it is in the cache."""
-        for part, own, name in self._having(raw, split):
+        for part, own, name in self.having(raw, split):
             part.tokenised(own, name, tokenise)
 
     def usable(
@@ -72,7 +72,7 @@ class MixedSource:
         """
         reports: dict[str, PreparationReport] = {}
         tables, start = [], 0
-        for part, own, name in self._having(raw, split):
+        for part, own, name in self.having(raw, split):
             rows, found = part.usable(own, name, tokenise, policy)
             reports |= {f"{split} of {part.label}": report for report in found.values()}
             numbers = np.asarray(rows["index"][:]) + start
@@ -89,7 +89,7 @@ class MixedSource:
         )
         return mixed, reports
 
-    def _having(self, raw: list[Splits], split: str) -> list[tuple[SplitSource, Splits, str]]:
+    def having(self, raw: list[Splits], split: str) -> list[tuple[SplitSource, Splits, str]]:
         """The parts that have a split, and what it is called there."""
         found = []
         for part, own in zip(self.parts, raw, strict=True):

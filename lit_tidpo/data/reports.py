@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,6 +82,35 @@ class PreparationReport:
         """Pairs that can be trained on."""
         return self.rows - self.problems.total()
 
+    @property
+    def truncated(self) -> dict[str, int]:
+        """Usable pairs of which a part was cut, by the part."""
+        return {
+            "prompt": self.prompts_truncated,
+            "chosen": self.chosen_truncated,
+            "rejected": self.rejected_truncated,
+        }
+
+    def notes(self) -> Iterator[str]:
+        """What else is to be told of usable pairs."""
+        if self.guarded:
+            yield (
+                f"{self.guarded} special tokens in the text of messages are read as text: set "
+                "data.special_tokens=control if they are to be control tokens"
+            )
+        if self.left_out:
+            yield (
+                f"the chat template leaves out text of {self.left_out} pairs, for example "
+                f"{self.left_out_example!r}: the model does not see it unless data.chat_template "
+                "renders it"
+            )
+        if self.shifted:
+            yield (
+                f"the prompt's tokens do not begin those of prompt and response in {self.shifted} "
+                "pairs, so their responses start at the end of the shared tokens, for example "
+                f"{self.shifted_example}"
+            )
+
     def describe_problems(self) -> str:
         """The unusable rows, such as ``2 empty response (first: row 7)``."""
         return ", ".join(
@@ -112,32 +141,12 @@ class PreparationReport:
 
     def announce(self) -> None:
         """Tell what was cut, moved or dropped, as a warning if anything was."""
-        cut = {
-            "prompt": self.prompts_truncated,
-            "chosen": self.chosen_truncated,
-            "rejected": self.rejected_truncated,
-        }
         parts = [f"split {self.split!r}: {self.usable} pairs"]
-        if any(cut.values()):
-            parts.append("truncated: " + ", ".join(f"{n} {side}" for side, n in cut.items() if n))
+        cut = [f"{count} {side}" for side, count in self.truncated.items() if count]
+        if cut:
+            parts.append("truncated: " + ", ".join(cut))
         if self.problems:
             parts.append(f"dropped: {self.describe_problems()}")
-        if self.guarded:
-            parts.append(
-                f"{self.guarded} special tokens in the text of messages are read as text: set "
-                "data.special_tokens=control if they are to be control tokens"
-            )
-        if self.left_out:
-            parts.append(
-                f"the chat template leaves out text of {self.left_out} pairs, for example "
-                f"{self.left_out_example!r}: the model does not see it unless data.chat_template "
-                "renders it"
-            )
-        if self.shifted:
-            parts.append(
-                f"the prompt's tokens do not begin those of prompt and response in {self.shifted} "
-                "pairs, so their responses start at the end of the shared tokens, for example "
-                f"{self.shifted_example}"
-            )
+        parts += self.notes()
         tell = rank_zero_warn if len(parts) > 1 else rank_zero_info
         tell("; ".join(parts))

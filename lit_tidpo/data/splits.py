@@ -86,6 +86,10 @@ class SplitSource:
             return [self.train_split, self.validation_split]
         return [self.train_split]
 
+    def having(self, raw: Splits, split: str) -> list[tuple[SplitSource, Splits, str]]:
+        """The sources that have a split, and what it is called there: this one."""
+        return [(self, raw, split)]
+
     def rows(self, raw: Splits, split: str) -> Any:
         """The raw rows of a split.
 

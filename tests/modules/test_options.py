@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import inspect
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -424,6 +426,11 @@ def cached_files(world, options):
     return (world.tmp / "cache").exists()
 
 
+def token_files(world, options):
+    train(world, options)
+    return len(list(Path(options["cache_dir"]).glob("tokenised-*.arrow")))
+
+
 # One entry for each field of each class.
 
 
@@ -449,6 +456,7 @@ def of_world(name):
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.1)
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+RANKED = {"source": of_world("ranked"), "chat_template": CHAT}
 
 FLIPS: dict[type, dict[str, Flip]] = {
     PolicyConfig: {
@@ -550,6 +558,9 @@ FLIPS: dict[type, dict[str, Flip]] = {
         ),
         "name": Flip(train, "en", {"source": of_world("file")}, refused="name='en' picks"),
         "revision": Flip(train, "v2", refused="revision='v2' applies to the Hub"),
+        "columns": Flip(train, {"chosen": "rejected", "rejected": "chosen"}),
+        "against": Flip(train, "worst", {**RANKED, "against": "next"}),
+        "score": Flip(train, "other", {**RANKED, "against": "next"}),
         "train_split": Flip(train, "validation"),
         "validation_split": Flip(validation, "train"),
         "test_split": Flip(loaders("test"), "train", {"test_split": "validation"}),
@@ -570,6 +581,9 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "pad_to_multiple": Flip(train, 16),
         "lookahead": Flip(announced, 2),
         "num_workers": Flip(workers, 1),
+        "processes": Flip(
+            token_files, 2, {"cache_dir": in_world(lambda world: tempfile.mkdtemp(dir=world.tmp))}
+        ),
         "streaming": Flip(is_stream, True),
         "shuffle_buffer": Flip(train, 1, {"streaming": True}),
         "cache_dir": Flip(cached_files, of_world("cache")),
@@ -591,6 +605,9 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
     _write(tmp / "chat.jsonl", [turns])
     turns = json.loads(json.dumps(turns).replace('"Q"', '"Q</s>"'))
     _write(tmp / "special.jsonl", [turns])
+    texts = [("a", 3, 1), ("b", 2, 2), ("c", 1, 3)]
+    completions = [{"text": text, "score": one, "other": two} for text, one, two in texts]
+    _write(tmp / "ranked.jsonl", [{"prompt": "Q", "completions": completions}])
     other_source = write_data(tmp / "data", train=8)
     for merged, epsilon in (("!!", 1e-6), ("ye", 0.5)):
         original = write_model(tmp / merged, vocabulary=260, rms_norm_eps=epsilon)
@@ -607,6 +624,7 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
         file=f"{other_source}/train.jsonl",
         chat=str(tmp / "chat.jsonl"),
         special=str(tmp / "special.jsonl"),
+        ranked=str(tmp / "ranked.jsonl"),
         broken=str(tmp / "broken.jsonl"),
         cache=str(tmp / "cache"),
         batch=batch,

@@ -1,0 +1,165 @@
+"""What a run would see of a data set, for people to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import quantiles
+from typing import Any
+
+from lit_tidpo.data.reports import PreparationReport
+from lit_tidpo.data.shapes import shape_of
+from lit_tidpo.data.tokenization import PairTokenizer
+from lit_tidpo.errors import InputError
+
+_UNCUT = 2**31 - 1
+_BINS, _BAR, _LISTED, _TEXT = 12, 40, 8, 600
+"""Lines and widest bar of the histogram; row numbers, and characters of a text, that are shown."""
+
+_SIDES = ("prompt", "chosen", "rejected")
+
+
+@dataclass
+class Overview:
+    """What became of the rows of a split, and how long they are.
+
+    Attributes:
+        report: Counts as of a run.
+        max_length: Most tokens of prompt and response together.
+        shapes: Rows by the name of their shape.
+        lengths: Tokens of the prompts, the responses, and each ``pair``'s longer sequence, uncut.
+        problems: Numbers of the rows that are no pairs, by what is wrong with them.
+        repeated: Numbers of rows that came before, with the number of the first.
+        swapped: Numbers of rows that came before with the better response called the worse.
+        examples: Texts of the first usable rows, by number.
+    """
+
+    report: PreparationReport
+    max_length: int
+    shapes: Counter[str] = field(default_factory=Counter)
+    lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    problems: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    repeated: dict[int, int] = field(default_factory=dict)
+    swapped: dict[int, int] = field(default_factory=dict)
+    examples: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+
+    def lines(self) -> Iterator[str]:
+        """The overview as lines of text."""
+        found = ", ".join(f"{count} {name}" for name, count in self.shapes.most_common())
+        yield f"split {self.report.split!r}: {self.report.rows} rows, shapes: {found}"
+        yield f"usable pairs: {self.report.usable}"
+        for problem, numbers in sorted(self.problems.items(), key=lambda each: -len(each[1])):
+            yield f"  {len(numbers)} {problem}: {_rows(numbers)}"
+        if self.repeated:
+            yield f"  {len(self.repeated)} rows came before: {_rows(self.repeated)}"
+        if self.swapped:
+            yield (
+                f"  {len(self.swapped)} rows came before with chosen and rejected swapped: "
+                f"{_rows(self.swapped)}"
+            )
+        if self.report.usable:
+            yield from self._lengths()
+        for number, (prompt, chosen, rejected) in self.examples.items():
+            yield f"row {number}, prompt | response:"
+            yield f"  chosen    {_ending(prompt)} | {_beginning(chosen)}"
+            yield f"  rejected  ... | {_beginning(rejected)}"
+
+    def _lengths(self) -> Iterator[str]:
+        yield f"tokens{'least':>14}{'median':>8}{'95 %':>8}{'most':>8}"
+        for name, values in self.lengths.items():
+            marks = quantiles(values, n=20, method="inclusive") if len(values) > 1 else values * 19
+            yield f"  {name:9}{min(values):9}{marks[9]:8.0f}{marks[18]:8.0f}{max(values):8}"
+        yield "prompt and longer response, tokens:"
+        yield from histogram(self.lengths["pair"])
+        cut = self.report.truncated
+        told = (
+            ", ".join(f"{count} {side}" for side, count in cut.items())
+            if any(cut.values())
+            else "none"
+        )
+        yield f"cut at max_length={self.max_length}: {told}"
+        yield from self.report.notes()
+
+
+def overview(
+    rows: Iterable[Mapping[str, Any]], split: str, tokenise: PairTokenizer, show: int = 3
+) -> Overview:
+    """Look through the rows of a split.
+
+    Args:
+        rows: The raw rows.
+        split: Its name.
+        tokenise: Tokenizer and lengths of the run.
+        show: Rows whose texts are shown.
+
+    Returns:
+        The overview; rows that a run would stop at are among its problems.
+    """
+    found = Overview(PreparationReport(split), tokenise.options.max_length)
+    uncut = dataclasses.replace(tokenise.options, max_length=_UNCUT, max_prompt_length=None)
+    whole = PairTokenizer(tokenise.tokenizer, uncut)
+    seen: dict[tuple[tuple[int, ...], ...], int] = {}
+    for number, row in enumerate(rows):
+        shape = shape_of(frozenset(name for name, value in row.items() if value is not None))
+        found.shapes["none" if shape is None else shape.name] += 1
+        try:
+            pair, own = tokenise(row, number), whole(row, number)
+        except InputError as error:
+            pair = own = {"problem": _kind(str(error)), "index": number}
+        found.report.add(pair)
+        if pair["problem"]:
+            found.problems[pair["problem"]].append(number)
+            continue
+        found.report.show_shift(pair, tokenise.tokenizer)
+        for side in _SIDES:
+            found.lengths[side].append(len(own[f"{side}_ids"]))
+        found.lengths["pair"].append(own["length"])
+        prompt, chosen, rejected = (tuple(own[f"{side}_ids"]) for side in _SIDES)
+        if (prompt, chosen, rejected) in seen:
+            found.repeated[number] = seen[prompt, chosen, rejected]
+        elif (prompt, rejected, chosen) in seen:
+            found.swapped[number] = seen[prompt, rejected, chosen]
+        seen.setdefault((prompt, chosen, rejected), number)
+        if len(found.examples) < show:
+            texts = [str(tokenise.tokenizer.decode(pair[f"{side}_ids"])) for side in _SIDES]
+            found.examples[number] = (texts[0], texts[1], texts[2])
+    return found
+
+
+def histogram(values: list[int]) -> list[str]:
+    """Counts of whole numbers above 0, as lines with bars.
+
+    Example:
+        >>> histogram([1, 1, 3])[0].split()
+        ['1-1', '########################################', '2']
+    """
+    width = -(-max(values) // _BINS)
+    counts = Counter((value - 1) // width for value in values)
+    most = max(counts.values())
+    return [
+        f"{f'{place * width + 1}-{(place + 1) * width}':>13} "
+        f"{'#' * -(-counts[place] * _BAR // most)} {counts[place]}"
+        for place in range(min(counts), max(counts) + 1)
+    ]
+
+
+def _kind(message: str) -> str:
+    """What is wrong with a row, without its number and content."""
+    return re.sub(r"^row \d+:? ", "", message).split("; got ")[0]
+
+
+def _rows(numbers: Iterable[int]) -> str:
+    listed = list(numbers)
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return f"row{'s' * (len(listed) > 1)} {', '.join(map(str, listed[:_LISTED]))}{more}"
+
+
+def _beginning(text: str) -> str:
+    return repr(text) if len(text) <= _TEXT else f"{text[:_TEXT]!r} ..."
+
+
+def _ending(text: str) -> str:
+    return repr(text) if len(text) <= _TEXT else f"... {text[-_TEXT:]!r}"
