@@ -110,7 +110,7 @@ class PairStream(IterableDataset[Example]):
             self.report.add(pair)
             self.report.show_shift(pair, self.tokenise.tokenizer)
             if self._is_interleaved:
-                pair["index"] = _content_number(pair)
+                pair["index"] = content_number(pair)
             if not pair["problem"]:
                 yield pair
             elif self.policy == "raise":
@@ -119,7 +119,7 @@ class PairStream(IterableDataset[Example]):
         self.report.announce()
 
 
-def _content_number(pair: Example) -> int:
+def content_number(pair: Example) -> int:
     """A number that equal pairs alone have in common, which what is kept of a pair goes by."""
     ids = [pair[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     digest = hashlib.sha256(json.dumps(ids).encode()).digest()

@@ -79,7 +79,7 @@ def test_long_texts_and_many_rows_are_cut():
     tokenizer = word_level("a b c d")
     lines = list(overview(rows, "x", PairTokenizer(tokenizer, TokenizationOptions())).lines())
     assert "  10 empty response: rows 1, 2, 3, 4, 5, 6, 7, 8 and 2 more" in lines
-    assert lines[-2].startswith("  chosen    ... 'a   a   a")
+    assert lines[-2].startswith("  chosen    ... ' a   a   a")
 
 
 def test_nothing_usable_is_no_failure():

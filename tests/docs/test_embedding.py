@@ -22,13 +22,22 @@ def blocks(page):
 def test_a_plain_trainer_a_foreign_module_and_the_functions_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
-    trainer_block, attach_block, group_block, foreign_block, functional_block = blocks(
+    trainer_block, attach_block, rows_block, group_block, foreign_block, functional_block = blocks(
         "embedding.md"
     )
     exec(trainer_block, names)
     assert 0 <= names["trainer"].callback_metrics["val/rewards/accuracies"] <= 1
     exec(attach_block, names)
     assert names["module"].policy is names["model"]
+
+    exec(rows_block, names)
+    (own,) = names["data"].train_dataloader()
+    for rows in (own, names["batch"]):
+        texts = {
+            names["data"].tokenizer.decode(ids[:n]) for ids, n in zip(*_ids(rows), strict=True)
+        }
+        assert "<s>def one(): return 1</s>" in texts
+        assert len(texts) == 4
 
     exec(group_block, names)
     assert names["trainer"].callback_metrics["train/loss/list"] > 0
@@ -38,7 +47,7 @@ def test_a_plain_trainer_a_foreign_module_and_the_functions_alone(tmp_path, monk
     trainer = names["L"].Trainer(
         max_steps=2, limit_val_batches=0, logger=False, enable_checkpointing=False
     )
-    trainer.fit(foreign, names["data"].train_dataloader())
+    trainer.fit(foreign, names["loader"])
     reference = foreign.preference.models.others["reference"].model
     trained = dict(foreign.preference.policy.named_parameters())
     assert any(not torch.equal(trained[k], v) for k, v in reference.named_parameters())

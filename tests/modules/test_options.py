@@ -427,8 +427,9 @@ def cached_files(world, options):
 
 
 def token_files(world, options):
-    train(world, options)
-    return len(list(Path(options["cache_dir"]).glob("tokenised-*.arrow")))
+    folder = tempfile.mkdtemp(dir=world.tmp)
+    train(world, {**options, "cache_dir": folder})
+    return len(list(Path(folder).glob("tokenised-*.arrow")))
 
 
 # One entry for each field of each class.
@@ -581,9 +582,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "pad_to_multiple": Flip(train, 16),
         "lookahead": Flip(announced, 2),
         "num_workers": Flip(workers, 1),
-        "processes": Flip(
-            token_files, 2, {"cache_dir": in_world(lambda world: tempfile.mkdtemp(dir=world.tmp))}
-        ),
+        "processes": Flip(token_files, 2),
         "streaming": Flip(is_stream, True),
         "shuffle_buffer": Flip(train, 1, {"streaming": True}),
         "cache_dir": Flip(cached_files, of_world("cache")),
