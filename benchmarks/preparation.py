@@ -1,7 +1,8 @@
-"""How fast pairs are prepared, ours and TRL's in turn: ``python -m benchmarks.preparation DATA TOKENIZER``.
+"""How fast pairs are prepared, ours and TRL's in turn.
 
-DATA is a JSON Lines file of pairs, TOKENIZER a folder. Both read the same rows on one thread, each in a fresh cache;
-processor time counts, as other work on the machine does not slow it. The tokenizer is loaded before.
+``python -m benchmarks.preparation DATA TOKENIZER``: a JSON Lines file of pairs and a folder. Both
+read the same rows on one thread, each with a fresh cache and a loaded tokenizer; processor time
+counts, as other work on the machine does not slow it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -125,19 +125,22 @@ def settings_digest(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, An
         Hexadecimal digest.
     """
     special = [*map(str, tokenizer.all_special_tokens), tokenizer.bos_token, tokenizer.eos_token]
-    content = {
-        **options,
-        "tokenizer": _content(tokenizer),
-        "special": special,
-        "chat_template": tokenizer.chat_template,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    content = {**options, "special": special, "chat_template": tokenizer.chat_template}
+    hashed = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for part in _parts(tokenizer):
+        hashed.update(part)
+    return hashed.hexdigest()
 
 
-def _content(tokenizer: PreTrainedTokenizerBase) -> Any:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+def _parts(tokenizer: PreTrainedTokenizerBase) -> Iterator[bytes]:
+    """All that a tokenizer does, but padding and truncation, which earlier calls leave there."""
+    added = sorted((number, repr(each)) for number, each in tokenizer.added_tokens_decoder.items())
+    yield repr(added).encode()
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # written in Python
-        return [type(tokenizer).__qualname__, tokenizer.get_vocab()]
-    content = json.loads(backend.to_str())
-    # Earlier calls leave their padding and truncation there; neither is used here.
-    return {key: part for key, part in content.items() if key not in {"padding", "truncation"}}
+        content = [type(tokenizer).__qualname__, tokenizer.get_vocab()]
+        yield json.dumps(content, sort_keys=True).encode()
+        return
+    for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder"):
+        part = getattr(backend, name)
+        yield b"" if part is None else part.__getstate__()

@@ -33,9 +33,8 @@ def test_a_plain_trainer_a_foreign_module_and_the_functions_alone(tmp_path, monk
     exec(rows_block, names)
     (own,) = names["data"].train_dataloader()
     for rows in (own, names["batch"]):
-        texts = {
-            names["data"].tokenizer.decode(ids[:n]) for ids, n in zip(*_ids(rows), strict=True)
-        }
+        decode = names["data"].tokenizer.decode
+        texts = {decode(ids[:n]) for ids, n in zip(rows.input_ids, rows.lengths, strict=True)}
         assert "<s>def one(): return 1</s>" in texts
         assert len(texts) == 4
 
