@@ -125,7 +125,7 @@ class Objective:
         models: Models,
         batch: ResponseBatch,
         anchors: ResponseBatch | None = None,
-        weights: Tensor | None = None,
+        known: Mapping[str, Tensor] | None = None,
         step: int = 0,
         share: float | None = None,
     ) -> ObjectiveValues:
@@ -135,7 +135,8 @@ class Objective:
             models: The models.
             batch: Rows of the data.
             anchors: Sampled rows with the same prompts, where a loss asks for them.
-            weights: Weights from an earlier step, ``[N, T]``; None computes them.
+            known: ``weights`` from an earlier step or pass, ``[N, T]``, and their ``scores`` where
+                they are known; None computes them.
             step: Optimizer step, from 0.
             share: Share of the run that is done; None where its end is not known.
 
@@ -146,14 +147,14 @@ class Objective:
             InputError: If a component returns what it must not.
             NonFiniteError: If scores or a loss are NaN or infinite.
         """
-        asked = self.needs if weights is not None else self.needs | self.importance_needs
+        asked = self.needs if known is not None else self.needs | self.importance_needs
         requests = [(batch, asked | _log_ratios(models))]
         if anchors is not None:
             requests.append((anchors, _log_ratios(models)))
         responses, *rest = self.ask(models, *requests)
         responses.checks = checks = DeferredChecks()
-        if weights is not None:
-            responses["weights"] = weights
+        if known is not None:
+            responses |= known
         elif "weights" in self.needs:
             self.weigh(responses, share)
         others = self._mismatched(models, batch) if "mismatched" in self.needs else None
@@ -180,19 +181,29 @@ class Objective:
         """Log-probs of policy and reference alone, by role; see :meth:`evaluate`."""
         return LossContext(self.ask(models, (batch, _log_ratios(models)))[0])
 
-    def explain(self, models: Models, batch: ResponseBatch) -> Prediction:
+    def explain(
+        self,
+        models: Models,
+        batch: ResponseBatch,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> Prediction:
         """Per-token results of a batch, weights always among them, detached.
 
         Args:
             models: The models.
             batch: Rows of any roles.
+            known: Their ``weights`` and ``scores``; None computes them.
 
         Returns:
             The batch and every number per token that was computed of it.
         """
         more = _log_ratios(models) | ({"reference.kl"} if "reference" in models.others else set())
-        (results,) = self.ask(models, (batch, self.importance.needs | more))
-        self.weigh(results)
+        needs = more if known is not None else self.importance.needs | more
+        (results,) = self.ask(models, (batch, needs))
+        if known is not None:
+            results |= known
+        else:
+            self.weigh(results)
         values = {
             need: value.detach()
             for need, value in results.items()

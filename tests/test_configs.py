@@ -1,11 +1,14 @@
 """Every shipped configuration parses and does what it says."""
 
 import functools
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import strategies
+from lightning.pytorch.strategies import StrategyRegistry
 
 from lit_tidpo.cli import main
 from lit_tidpo.data.datamodule import PreferenceDataModule
@@ -18,6 +21,11 @@ from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.plugins.registry import LOSSES, load, registered
 from lit_tidpo.schedules import CosineSchedule
+from lit_tidpo.strategies.families import FAMILIES
+from lit_tidpo.strategies.family import DataParallel
+from lit_tidpo.strategies.fully_sharded import FullySharded
+from lit_tidpo.strategies.model_parallel import ModelParallel
+from lit_tidpo.strategies.zero import Zero
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
@@ -166,6 +174,34 @@ def test_a_configuration_names_a_schedule_by_its_class(tmp_path):
     assert vars(objective.losses["dpo"].beta) == {"start": 0.1, "end": 0.5, "until": 1.0}
     assert objective.losses["simpo"].margin.points == [[0, 1]]
     assert isinstance(objective.factors["simpo"], CosineSchedule)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("ddp", DataParallel),
+        ("fsdp2", ModelParallel),
+        ("tensor_parallel", ModelParallel),
+        ("fsdp", FullySharded),
+        ("deepspeed_stage_1", Zero),
+        ("deepspeed_stage_2", Zero),
+        ("deepspeed_stage_3", Zero),
+    ],
+)
+def test_each_strategy_is_of_a_family_that_is_known(name, family):
+    text = (CONFIGS / "strategies" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"configs/strategies/{name}.yaml --trainer.devices 2" in text
+    strategy = yaml.safe_load(text)["trainer"]["strategy"]
+    if isinstance(strategy, str):
+        entry = StrategyRegistry[strategy]
+        kind, options = entry["strategy"], entry["init_params"]
+    else:
+        kind, options = (
+            getattr(strategies, strategy["class_path"].rpartition(".")[2]),
+            strategy["init_args"],
+        )
+    assert next(each for each in FAMILIES if issubclass(kind, each.strategies)) is family
+    assert options.keys() <= inspect.signature(kind).parameters.keys()
 
 
 @pytest.mark.slow

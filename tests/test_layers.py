@@ -21,6 +21,7 @@ LAYERS = {
     "seeding": 0,
     "pair_cache": 0,
     "models": 1,
+    "strategies": 1,
     "sampling": 1,
     "data": 1,
     "importance": 1,

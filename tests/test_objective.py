@@ -208,7 +208,7 @@ def test_weights_from_an_earlier_step_are_used_as_they_are(models):
     batch = tiny_batch()
     broken = make_objective(importance=Estimator(fail=RuntimeError("must not run")))
     ones = batch.response_mask.float()
-    found = broken.evaluate(models, batch, weights=ones)
+    found = broken.evaluate(models, batch, known={"weights": ones})
     assert torch.equal(found.weights, ones)
     uniform = make_objective(importance=UniformImportance())
     torch.testing.assert_close(found.loss, uniform.evaluate(models, batch).loss)

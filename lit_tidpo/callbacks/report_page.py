@@ -120,6 +120,7 @@ class ReportPage(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""
         rows = self._rows(trainer, pl_module)
+        folder = log_folder(trainer)  # by all ranks: Lightning broadcasts it
         if not trainer.is_global_zero:
             return
         drawn = {name: points for name in self.metrics if (points := self._curves[name])}
@@ -136,7 +137,6 @@ class ReportPage(Callback):
             curves=draw_curves(drawn) if drawn else "",
             pairs="\n".join(_pair(group) for group in rows),
         )
-        folder = log_folder(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         target = free_file(folder / "report.html")
         target.write_text(page, encoding="utf-8")
@@ -169,7 +169,9 @@ class ReportPage(Callback):
         batch = trainer.strategy.batch_to_device(next(iter(first)))
         was_training = pl_module.training
         pl_module.eval()
-        prediction = pl_module.predict_step(batch, 0)
+        # Not the module's own method: a strategy may have to gather weights first.
+        pl_module.on_predict_batch_start(batch, 0)
+        prediction = trainer.strategy.predict_step(batch, 0)
         pl_module.train(was_training)
         grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for row in prediction_rows(prediction, tokenizer_of(trainer)):

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.kept_logps import row_keys
-from lit_tidpo.modules.runtime import from_all_ranks
+from lit_tidpo.modules.runtime import data_share, from_all_ranks
 from lit_tidpo.structures import Prediction
 
 
@@ -96,12 +96,14 @@ class TokenWriter(Callback):
         """Write the rows of all ranks, in the order of the data set."""
         import datasets
 
-        shares = from_all_ranks({"rows": self._rows})
+        shares = from_all_ranks({"share": data_share(trainer)["rank"], "rows": self._rows})
+        target = self._target(trainer)  # by all ranks: Lightning broadcasts the log folder
         if not trainer.is_global_zero:
             return
+        # Ranks that split matrices between them have the same rows.
+        shares = list({each["share"]: each for each in shares}.values())
         # Stable: the responses of a prompt keep the order of their roles.
         rows = sorted((row for share in shares for row in share["rows"]), key=itemgetter("index"))
-        target = self._target(trainer)
         target.parent.mkdir(parents=True, exist_ok=True)
         table = datasets.Dataset.from_list(rows)
         if target.suffix == ".parquet":

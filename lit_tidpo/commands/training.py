@@ -13,7 +13,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -35,6 +34,7 @@ from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.sampling.generation import window_batches
+from lit_tidpo.strategies.families import family_of
 
 _SOUGHT = ("last", "best")
 _CHECKPOINT_KEYWORDS = {*_SOUGHT, "hpc", "registry"}
@@ -185,11 +185,7 @@ class TidpoCLI(LightningCLI):
                 enter(self.folder, self.resume, self.stack)
             settle(trainer, self.folder, str(self.subcommand), self.steps)
         reserve(trainer, fits)
-        strategy: Any = trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy):
-            sizes = (strategy._data_parallel_size, strategy._tensor_parallel_size)
-            if sizes == ("auto", 1):  # which Lightning takes for one a node
-                strategy._data_parallel_size = trainer.num_devices * trainer.num_nodes
+        family_of(trainer.strategy).settle(trainer.num_devices * trainer.num_nodes)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # the user's own stays
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
         return trainer
@@ -209,11 +205,11 @@ class TidpoCLI(LightningCLI):
         self._find_checkpoint()
         path = self.config_init[self.subcommand].get("ckpt_path")
         sharded = path is not None and Path(path).is_dir()
-        if sharded and not isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if sharded and not family_of(self.trainer.strategy).resumes_folders:
             raise InputError(
-                f"ckpt_path={str(path)!r} is a folder, whose optimizer strategy model_parallel "
-                "alone can go on with, on any number of processes: set that strategy, or export "
-                "the checkpoint and start from it as model.policy.path"
+                f"ckpt_path={str(path)!r} is a folder, whose optimizer the strategy that wrote it "
+                "alone can go on with: set that strategy, or export the checkpoint and start from "
+                "it as model.policy.path"
             )
 
     def before_validate(self) -> None:

@@ -146,12 +146,12 @@ class DrySteps:
         module, objective = self.module, self.module.objective
         if not with_anchors:
             objective = _without_anchors(objective)
-        anchors = weights = None
+        anchors = known = None
         if "anchor" in objective.needs:
             anchors = self._anchors(batch)
         if module.kept_weights.refresh_every == 0 and "weights" in objective.needs:
-            weights = torch.zeros(batch.input_ids.shape)
-        return objective.evaluate(module.models, batch, anchors, weights).loss.mean()
+            known = {"weights": torch.zeros(batch.input_ids.shape)}
+        return objective.evaluate(module.models, batch, anchors, known).loss.mean()
 
     def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
         """Sample, for what that takes, and take rows that are as long as anchors can be."""

@@ -59,9 +59,10 @@ class ExampleMeans(Metric):
         places = self._places[key]
         stacked = torch.stack([value.detach().double() for value in values.values()])
         sums = stacked.masked_fill(~counted, 0.0).sum(-1)
-        # Not in place: the state may be an inference tensor of an earlier validation.
-        self.totals = self.totals.index_add(0, places, sums)
-        self.counts = self.counts.index_add(0, places, counted.sum().to(sums).expand_as(sums))
+        # Not in place: the state may be an inference tensor of a validation. FSDP casts it.
+        totals, counts = self.totals.double(), self.counts.double()
+        self.totals = totals.index_add(0, places, sums)
+        self.counts = counts.index_add(0, places, counted.sum().to(sums).expand_as(sums))
 
     def compute(self) -> dict[str, Tensor]:
         """Mean of each quantity that was updated."""

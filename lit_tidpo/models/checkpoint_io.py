@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from lit_tidpo.errors import InputError, explained
+from lit_tidpo.models.zero_folder import is_zero_folder, read_zero_folder
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -62,7 +63,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def read_folder(path: Path) -> dict[str, Any]:
-    """Put a checkpoint together that strategy ``model_parallel`` wrote part by part.
+    """Put a checkpoint together that several processes wrote part by part.
 
     Args:
         path: The folder.
@@ -75,17 +76,20 @@ def read_folder(path: Path) -> dict[str, Any]:
     """
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+    if is_zero_folder(path):
+        return read_zero_folder(path)
     if not (path / ".metadata").is_file() or not (path / "meta.pt").is_file():
         raise InputError(
             f"{str(path)!r} is no checkpoint: expected a file, or a folder with .metadata and "
-            "meta.pt that strategy model_parallel wrote"
+            "meta.pt, or latest, that a strategy wrote"
         )
     with explained(f"checkpoint {str(path)!r} cannot be put together"):
         rest: dict[str, Any] = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
         with tempfile.TemporaryDirectory() as folder:
             dcp_to_torch_save(path, Path(folder) / "whole.pt")
             found = torch.load(Path(folder) / "whole.pt", map_location="cpu", weights_only=True)
-    return {**rest, "state_dict": found["state_dict"]}
+    weights = found["state_dict"] if "state_dict" in found else found["model"]  # FSDP1's name
+    return {**rest, "state_dict": weights}
 
 
 def check_whole(path: Path) -> None:

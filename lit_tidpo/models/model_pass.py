@@ -314,11 +314,12 @@ def run_model(
     with ExitStack() as hooks:
         if with_embeddings:
             embeddings = hooks.enter_context(_captured_embeddings(model, batch, rows, factor))
-        hidden = hooks.enter_context(_narrowed_head(layer, kept, with_logits))
+        end = None if rows is None or rows.prompts is None else rows.prompts.end
+        hidden = hooks.enter_context(_narrowed_head(layer, kept, with_logits, end))
         output = model(**inputs, use_cache=False)
     logits = None
     if not hidden:
-        logits = kept.of(output.logits)
+        logits = _hung_on(kept.of(output.logits), end)
     elif with_logits:
         logits = output.logits[0]
     return Output(
@@ -357,9 +358,14 @@ def _captured_embeddings(
         handle.remove()
 
 
+def _hung_on(values: Tensor, end: Tensor | None) -> Tensor:
+    """Values that hang on a 0, if there is one."""
+    return values if end is None else values + end
+
+
 @contextmanager
 def _narrowed_head(
-    layer: nn.Module | None, kept: Places, with_logits: bool
+    layer: nn.Module | None, kept: Places, with_logits: bool, end: Tensor | None
 ) -> Iterator[list[Tensor]]:
     """Let the output layer see the kept positions alone: ``[N, T, H]`` becomes ``[1, K, H]``.
 
@@ -372,7 +378,7 @@ def _narrowed_head(
     def narrow(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if inputs[0].shape[:2] != kept.mask.shape:
             return None
-        hidden.append(kept.of(inputs[0]))
+        hidden.append(_hung_on(kept.of(inputs[0]), end))
         return (hidden[0][: None if with_logits else 0].unsqueeze(0), *inputs[1:])
 
     handle = layer.register_forward_pre_hook(narrow) if layer is not None else None

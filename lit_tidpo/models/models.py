@@ -23,6 +23,7 @@ from lit_tidpo.models.quirks import (
     vocabulary_size,
 )
 from lit_tidpo.models.reference import OtherModel
+from lit_tidpo.models.sharding import is_sharded
 from lit_tidpo.structures import ResponseBatch, Results
 
 Layout = Literal["padded", "packed", "shared_prompt"]
@@ -236,7 +237,9 @@ def _run_prompts(
     if not len(rows.taken):
         return None
     nothing = Places(torch.zeros_like(rows.taken.mask), rows.device)
-    run_model(model, first, nothing, layer, rows, with_logits=False)
+    output = run_model(model, first, nothing, layer, rows, with_logits=is_sharded(model))
+    if output.logits is not None:
+        rows.end = output.logits.sum()  # of nothing, which is 0
     return rows
 
 

@@ -50,7 +50,12 @@ class PackedRows:
         before: Tokens of its prompt that were run before, ``[N]``, on the host.
         width: Packed tokens of the longest row.
         span: Tokens of the longest row and its prompt.
+        end: Of prompts, a 0 that hangs on all that was computed of them, added to what hangs
+            on the keys and values that they leave. Sharded layers are gathered again when a
+            gradient reaches what they hand out, not what they leave.
     """
+
+    end: Tensor | None = None
 
     def __init__(
         self,

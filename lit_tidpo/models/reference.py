@@ -50,6 +50,11 @@ class OtherModel(ABC):
         """The rows that it runs in the place of a batch's."""
         return batch
 
+    def exchange(self, change: Callable[[nn.Module], nn.Module]) -> None:
+        """Put what ``change`` makes of the model in its place, if there is one of its own."""
+        if self.model is not None:
+            self.model = change(self.model)
+
 
 class FrozenModel(OtherModel):
     """A frozen model of its own.
@@ -139,6 +144,12 @@ class InstructedModel(OtherModel):
         return dataclasses.replace(
             batch, **instructed(batch), supplied_weights=None, behaviour_logps=None
         ).known_as(host)
+
+    def exchange(self, change: Callable[[nn.Module], nn.Module]) -> None:
+        """As of the model inside; see :meth:`OtherModel.exchange`."""
+        if self._other is not None:
+            self._other.exchange(change)
+            self.model = self._other.model
 
     @contextmanager
     def active(self, policy: nn.Module, device: torch.device) -> Iterator[nn.Module]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -11,9 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,12 +21,13 @@ from lit_tidpo.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.quirks import inner_model
-from lit_tidpo.models.sharding import check_strategy, shard
 from lit_tidpo.modules.callback_checks import check_callbacks
 from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
 from lit_tidpo.modules.rounding import round_stochastically
+from lit_tidpo.modules.runtime import data_share
 from lit_tidpo.plugins.hparams import as_plain_data
+from lit_tidpo.strategies.families import family_of
+from lit_tidpo.strategies.family import OneDevice, Run, StrategyFamily
 from lit_tidpo.structures import ResponseBatch
 
 # Lightning 2.6 calls what newer jsonargparse deprecates: nothing that a user of ours could mend.
@@ -95,32 +95,28 @@ class PolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would make gradients or attributions wrong, or is not proven to be right."""
-        trainer = self.trainer
-        check_strategy(trainer.strategy, trainer.precision_plugin, self.device_mesh, self.policy)
+        self.family.check(dataclasses.replace(self._run(), fits=stage == "fit"))
+
+    @property
+    def family(self) -> StrategyFamily:
+        """What the Trainer's strategy does to a run; without a Trainer, that of one device."""
+        return OneDevice(None) if self._trainer is None else family_of(self.trainer.strategy)
+
+    def _run(self) -> Run:
+        """What the strategy has to serve."""
+        return Run(
+            self.policy_config,
+            self.trainer.precision_plugin,
+            self.policy,
+            accumulates=self.trainer.accumulate_grad_batches > 1,
+        )
 
     def configure_model(self) -> None:
         """Build the policy, once."""
         if self.policy is None:
-            self.policy = build_policy(self.policy_config)
-            self._shard(self.policy)
-
-    def _shard(self, *models: nn.Module | None) -> None:
-        """Shard models where the strategy brought a device mesh."""
-        if self.device_mesh is not None:
-            if self.policy_config.compile_layers:
-                raise InputError(
-                    "policy.compile_layers is not proven to be right with strategy model_parallel: "
-                    "leave it out"
-                )
-            if not self.policy_config.save_frozen:
-                raise InputError(
-                    "policy.save_frozen=false does not go with strategy model_parallel, which "
-                    "writes and reads its checkpoints part by part: leave it out"
-                )
-            for model in models:
-                if model is not None:
-                    # peft's wrapper generates by the model inside, whose hooks must gather.
-                    shard(inner_model(model), self.device_mesh)
+            with self.family.building():
+                self.policy = build_policy(self.policy_config)
+            self.family.shard_policy(self.policy)
 
     @property
     def built_policy(self) -> nn.Module:
@@ -167,7 +163,7 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which optimizer it is, and its settings; let go of frozen weights if asked to."""
         for optimizer in self.trainer.optimizers[:1]:
-            checkpoint["optimizer"] = kept_settings(optimizer)
+            checkpoint["optimizer"] = kept_settings(self.family.inner_optimizer(optimizer))
         if not self.policy_config.save_frozen:
             for name in self._frozen_names():
                 del checkpoint["state_dict"][name]
@@ -249,7 +245,8 @@ class PolicyModule(LightningModule):
 
     def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
         """Seed of a batch, the same after a restart."""
-        return hash((self.seed, self.global_rank, stage, epoch, batch_idx)) % 2**63
+        rank = data_share(self._trainer)["rank"]  # ranks that share a row draw alike
+        return hash((self.seed, rank, stage, epoch, batch_idx)) % 2**63
 
     # Means over windows of accumulated batches, and over epochs
 
@@ -285,16 +282,15 @@ class PolicyModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients; in bf16, which scales none, also for fused optimizers.
+        """Clip gradients as the strategy has to."""
+        if gradient_clip_val:
+            kind = str(gradient_clip_algorithm or "norm")
+            self.family.clip(self.parameters(), optimizer, gradient_clip_val, kind)
 
-        Lightning refuses those in every mixed precision, as they unscale gradients themselves.
-        """
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step as Lightning does; see :meth:`StrategyFamily.after_step`."""
+        super().optimizer_step(*arguments, **options)
+        self.family.after_step(self.trainer.optimizers[0])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradients into those of the mean over the window, and log its means."""

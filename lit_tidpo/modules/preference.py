@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -45,7 +46,8 @@ from lit_tidpo.sampling.generation import AnchorOptions, Generation, window_batc
 from lit_tidpo.sampling.kept_samples import KeptSamples
 from lit_tidpo.schedules import Scalar, value_at
 from lit_tidpo.seeding import seeded
-from lit_tidpo.structures import Prediction, ResponseBatch
+from lit_tidpo.strategies.family import Run
+from lit_tidpo.structures import Prediction, ResponseBatch, Results
 
 Evaluation = Literal["objective", "rewards"]
 NonFinite = Literal["raise", "skip"]
@@ -172,6 +174,7 @@ class PreferenceModule(ReferencedModule):
         self.evaluation = evaluation
         self.non_finite = non_finite
         self._left_out = False
+        self._apart: dict[str, Tensor] | None = None
         self.skipped_steps = 0
         self._keep_means(quantity_names(objective.losses))
 
@@ -224,11 +227,12 @@ class PreferenceModule(ReferencedModule):
             if batch.input_ids.is_inference():
                 batch = outside_inference(batch)
             anchors = self._anchors(batch) if "anchor" in self.objective.needs else None
-            weights = self._lasting_weights(batch)
+            lasting = self._lasting_weights(batch)
+            known = self._apart if lasting is None else {"weights": lasting}
             found = self.objective.evaluate(
-                self.models, batch, anchors, weights, self._step, self._share_of_run
+                self.models, batch, anchors, known, self._step, self._share_of_run
             )
-            if self._keeps_weights and weights is None and found.weights is not None:
+            if self._keeps_weights and lasting is None and found.weights is not None:
                 self.kept_weights.store(batch, found.weights, self.global_step)
         return found
 
@@ -251,7 +255,7 @@ class PreferenceModule(ReferencedModule):
     def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
         keep = self.anchor.reuse_steps > 1 and self._in_training
         sampler = self.kept_samples if keep else self.sampler
-        in_step = self._on_any_rank if self.device_mesh is not None else None
+        in_step = self._on_any_rank if self.family.in_step else None
         return sampler.sample(self.built_policy, batch, 1, self._step, in_step)
 
     def _on_any_rank(self, here: bool) -> bool:
@@ -274,7 +278,58 @@ class PreferenceModule(ReferencedModule):
             return None
         return self.kept_weights.lookup(batch, self.global_step)
 
+    def _attribute_apart(
+        self, batch: ResponseBatch, seed: int | None, needs: frozenset[str]
+    ) -> None:
+        """Compute weights before the step, where its graph cannot serve attribution as well."""
+        self._apart = None
+        if not (self.family.attributes_apart and _take_gradients(needs)):
+            return
+        with seeded(seed, batch.input_ids.device), _attributable(True):
+            batch = outside_inference(batch)
+            asked = self.family.run_whole(self, self._ask, batch, needs)
+            results = Results(batch, asked)
+            self.objective.weigh(results)
+        self._apart = {name: results[name] for name in ("weights", "scores")}
+
+    def _ask(self, batch: ResponseBatch, needs: frozenset[str]) -> dict[str, Tensor]:
+        return {**self.objective.ask(self.models, (batch, needs))[0]}
+
+    def on_train_batch_start(self, batch: ResponseBatch, batch_idx: int) -> None:
+        """Compute the weights of the step, where the strategy asks for a pass of their own."""
+        seed = self._seed_of(0, self.current_epoch, batch_idx)
+        if self._lasting_weights(batch) is None:
+            self._attribute_apart(batch, seed, self.objective.importance_needs)
+
+    def on_validation_batch_start(
+        self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As before a training step."""
+        if self.evaluation == "objective":
+            seed = self._seed_of(1, 0, batch_idx)
+            self._attribute_apart(batch, seed, self.objective.importance_needs)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def on_predict_batch_start(
+        self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As before a training step, whether or not a loss asks for weights."""
+        self._attribute_apart(batch, None, self.objective.importance.needs)
+
     # Training
+
+    def _run(self) -> Run:
+        asked = self.objective.needs | self.objective.importance_needs
+        return dataclasses.replace(
+            super()._run(),
+            needs=asked,
+            attributes=self._takes_gradients,
+            trains_attribution=_take_gradients(self.objective.needs)
+            or (self._takes_gradients and self.objective.importance.learned),
+            precomputes=self.kept_weights.refresh_every == 0,
+            skips_steps=self.non_finite == "skip",
+        )
 
     def setup(self, stage: str) -> None:
         """Check the strategy, and forget what an earlier fit kept; a checkpoint comes after."""
@@ -385,7 +440,7 @@ class PreferenceModule(ReferencedModule):
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
         """Per-token log-ratios and importance weights of the batch, detached."""
         with _attributable(_take_gradients(self.objective.importance.needs)):
-            return self.objective.explain(self.models, outside_inference(batch))
+            return self.objective.explain(self.models, outside_inference(batch), self._apart)
 
     # Checkpoints
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.modules.runtime import data_share
 from lit_tidpo.structures import ResponseBatch
 
 
@@ -31,7 +32,8 @@ def rank_share(loader: Any, trainer: Trainer, option: str) -> DataLoader[Any]:
             f"got a stream ({type(getattr(loader, 'dataset', loader)).__name__}): set "
             f"data.streaming=false, or do without {option}"
         )
-    size, world = len(cast(Sized, loader.dataset)), trainer.world_size
+    size, share = len(cast(Sized, loader.dataset)), data_share(trainer)
+    world = share["num_replicas"]
     end = math.ceil(size / world) * world
     batch_size = loader.batch_size
     if batch_size is None and loader.batch_sampler is not None:  # a batch sampler of the user's
@@ -39,7 +41,7 @@ def rank_share(loader: Any, trainer: Trainer, option: str) -> DataLoader[Any]:
     return DataLoader(
         loader.dataset,
         batch_size=batch_size,
-        sampler=[position % size for position in range(trainer.global_rank, end, world)],
+        sampler=[position % size for position in range(share["rank"], end, world)],
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         generator=torch.Generator(),  # the global one is training's

@@ -22,7 +22,6 @@ from lit_tidpo.models.reference import (
     OtherModel,
     check_compatible,
 )
-from lit_tidpo.models.sharding import UNSHARED_PROMPTS
 from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
@@ -122,12 +121,15 @@ class ReferencedModule(PolicyModule):
         """Build the models, once; all but the policy stay out of the module tree."""
         if self.policy is not None:
             return
-        policy = build_policy(self.policy_config)
-        others = {name: self._further(options) for name, options in self.model_options.items()}
-        if self._has_reference:
-            others["reference"] = self._reference(policy)
-        self._take(policy, others)
-        self._shard(*self.models.own)
+        with self.family.building():
+            policy = build_policy(self.policy_config)
+            others = {name: self._further(options) for name, options in self.model_options.items()}
+            if self._has_reference:
+                others["reference"] = self._reference(policy)
+            self._take(policy, others)
+        self.family.shard_policy(policy)
+        for other in others.values():
+            other.exchange(self.family.shard_frozen)
 
     def _take(self, policy: nn.Module, others: dict[str, OtherModel]) -> None:
         self.policy = policy
@@ -146,11 +148,11 @@ class ReferencedModule(PolicyModule):
 
     def _rebuild_reference(self) -> nn.Module:
         path = self.reference_path
-        model = build_policy(self.policy_config if path is None else self._frozen(path))
+        with self.family.building():
+            model = build_policy(self.policy_config if path is None else self._frozen(path))
         if self.models.layout != "padded":
             use_packed_attention(model)
-        self._shard(model)
-        return model
+        return self.family.shard_frozen(model.requires_grad_(False))
 
     def _further(self, options: ModelOptions) -> OtherModel:
         model: OtherModel | None = None
@@ -193,8 +195,8 @@ class ReferencedModule(PolicyModule):
         unshared = None
         if self.objective.importance.spans_prompt:
             unshared = "the importance asks for the gradients of each row's own prompt"
-        elif self.device_mesh is not None:
-            unshared = UNSHARED_PROMPTS
+        else:
+            unshared = self.family.unshared_prompts
         models.layout = choose_layout(self.layout, models.own, needs, unshared)
         models.own_logits = not all(head_agrees(model) for model in models.own)
         if models.own_logits:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_tidpo.structures import ResponseBatch
@@ -20,6 +21,15 @@ def outside_inference(batch: ResponseBatch) -> ResponseBatch:
         if isinstance(value := getattr(batch, field.name), Tensor) and value.is_inference()
     }
     return dataclasses.replace(batch, **copies).known_as(batch.host)
+
+
+def data_share(trainer: Trainer | None) -> dict[str, Any]:
+    """``rank`` and ``num_replicas`` among ranks with other rows.
+
+    Those that split matrices between them (tensor parallelism) have the same.
+    """
+    share = None if trainer is None else trainer.distributed_sampler_kwargs
+    return {"num_replicas": 1, "rank": 0} if share is None else share
 
 
 def from_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:

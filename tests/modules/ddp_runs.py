@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.tensor import DTensor
 
+from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
@@ -19,6 +22,7 @@ from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.sampling.generation import AnchorOptions, Generation
 from lit_tidpo.sampling.kept_samples import KeptSamples
 
+from .cpu_strategies import FSDPOnCPU, ZeroOnCPU, gathered
 from .runs import (
     NO_TRIPLET,
     SGD,
@@ -129,6 +133,7 @@ RUNS = {
         {},
         {},
     ),
+    "sharded, packed": (preference, {"layout": "packed"}, {"max_rows": 11}, {}),
     "sharded": (preference, {}, {"max_rows": 11}, {}),
     "sharded, checkpointing": (
         preference,
@@ -142,14 +147,63 @@ RUNS = {
         {"max_rows": 11},
         {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
     ),
+    "split": (preference, {}, {"max_rows": 11}, {}),
+    "split, accumulated, clipped": (
+        preference,
+        {},
+        {"max_rows": 11},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
+    ),
+    "split, precomputed": (preference, {"importance_every": 0}, {"max_rows": 11}, {}),
+    "split, cached": (cached, {"name": "split"}, {"max_rows": 11}, {}),
+    "split, anchors": (anchored, {}, {"lookahead": 2}, {}),
+    "wrapped": (preference, {}, {"max_rows": 11}, {}),
+    "wrapped, clipped": (preference, {}, {}, {"gradient_clip_val": 0.05}),
+    "wrapped, accumulated, clipped": (
+        preference,
+        {"importance": UniformImportance()},
+        {"max_rows": 11},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
+    ),
+    "wrapped, checkpointing": (
+        preference,
+        {"policy": {"activation_checkpointing": True}},
+        {},
+        {},
+    ),
+    "wrapped, anchors": (anchored, {}, {"lookahead": 2}, {}),
+    "wrapped, adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
+    "wrapped, cached": (cached, {"name": "wrapped"}, {"max_rows": 11}, {}),
+    "zero1": (preference, {}, {"max_rows": 11}, {}),
+    **{
+        f"zero{stage}{more}": run
+        for stage in (2, 3)
+        for more, run in {
+            "": (preference, {}, {"max_rows": 11}, {}),
+            # The engine carries half a window into the next epoch.
+            ", accumulated, clipped": (
+                preference,
+                {},
+                {"max_rows": 8},
+                {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
+            ),
+            ", anchors": (anchored, {}, {"lookahead": 2}, {}),
+            ", adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
+        }.items()
+    },
+    "zero3, cached": (cached, {"name": "zero3"}, {"max_rows": 11}, {}),
 }
+
+
+NOT_DDP = ("sharded", "split", "wrapped", "zero")
 
 
 class Watcher(Callback):
     """Keeps the starting parameters, and tells which parameters DDP synchronises."""
 
     def on_train_start(self, trainer, module):
-        self.start = parameters(module)
+        with gathered(trainer.strategy):
+            self.start = parameters(module)
         wrapped = trainer.strategy.model
         self.synchronised = sorted(name for name, _ in wrapped.named_parameters())
         inside = {id(parameter) for parameter in wrapped.parameters()}
@@ -164,9 +218,21 @@ class Watcher(Callback):
 def strategy_of(name, devices):
     if devices == 1:
         return "auto"
-    if not name.startswith("sharded"):
-        return "ddp"
-    return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)  # FSDP2
+    first = name.partition(",")[0]
+    if first == "sharded":  # FSDP2
+        return ModelParallelStrategy(data_parallel_size=devices, tensor_parallel_size=1)
+    if first == "split":  # tensor parallelism
+        return ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=devices)
+    if first == "wrapped":  # FSDP1
+        return FSDPOnCPU()
+    if first.startswith("zero"):  # DeepSpeed
+        return ZeroOnCPU(stage=int(first[-1]))
+    return "ddp"
+
+
+def shares_of(name, devices):
+    """Number of processes that have rows of their own."""
+    return 1 if name.startswith("split") else devices
 
 
 def run(name, model_folder, source, devices):
@@ -181,10 +247,11 @@ def run(name, model_folder, source, devices):
         callbacks=[recorder, watcher],
         **{"limit_val_batches": 1.0, **trainer_options},
     )
-    batch_size = GLOBAL_BATCH // devices
+    batch_size = GLOBAL_BATCH // shares_of(name, devices)
     trainer.fit(module, make_data(source, model_folder, batch_size=batch_size, **data))
     logged = trainer.callback_metrics.items()
-    end = parameters(module)
+    with gathered(trainer.strategy):
+        end = parameters(module)
     return {
         "parameters": end,
         "moved": max(float((end[key] - watcher.start[key]).abs().max()) for key in end),
@@ -197,13 +264,16 @@ def run(name, model_folder, source, devices):
             not torch.equal(now, before)
             for now, before in zip(whole(watcher.frozen), watcher.frozen_before, strict=True)
         ),
+        "split": [n for n, p in module.named_parameters() if isinstance(p, DTensor)],
         "skipped": getattr(module, "skipped_steps", 0),
     }
 
 
 def main(model_folder, source, results):
     torch.set_num_threads(1)
-    found = {name: run(name, model_folder, source, devices=2) for name in RUNS}
+    without = importlib.util.find_spec("deepspeed") is None
+    names = [name for name in RUNS if not (without and name.startswith("zero"))]
+    found = {name: run(name, model_folder, source, devices=2) for name in names}
     torch.distributed.barrier()
     torch.save(found, f"{results}.{os.environ['LOCAL_RANK']}")
 

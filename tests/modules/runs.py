@@ -196,6 +196,7 @@ def logits(model: torch.nn.Module, batch: ResponseBatch) -> torch.Tensor:
 def parameters(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the parameters by name."""
     names, values = zip(*module.named_parameters(), strict=True)
+    names = [name.replace("_fsdp_wrapped_module.", "") for name in names]  # by FSDP1
     return dict(zip(names, whole(values), strict=True))
 
 

@@ -8,18 +8,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.importance.attention_importance import AttentionImportance
+from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.seeding import seeded
+from lit_tidpo.strategies.model_parallel import split_matrices
 from lit_tidpo.testing import tiny_batch, tiny_policy
 from lit_tidpo.testing.conformance import _alone
 
 from .runs import (
+    LORA,
     NO_TRIPLET,
     QUIET,
     make_data,
@@ -31,31 +40,103 @@ from .runs import (
 pytestmark = QUIET
 
 
-def _strategy(kind):
-    return {
-        "fsdp": FSDPStrategy(),
-        "deepspeed": DeepSpeedStrategy.__new__(DeepSpeedStrategy),
-        "ddp_spawn": DDPStrategy(start_method="spawn"),
-        "ddp_notebook": DDPStrategy(start_method="fork"),
-    }[kind]
+def _split_mesh():
+    strategy = ModelParallelStrategy()
+    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    return strategy
+
+
+def _zero():
+    strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # without the library
+    strategy.config = {"zero_optimization": {"stage": 3}}
+    return strategy
+
+
+STRATEGIES = {
+    "fsdp": FSDPStrategy,
+    "deepspeed": _zero,
+    "split": _split_mesh,
+    "ddp_spawn": lambda: DDPStrategy(start_method="spawn"),
+    "ddp_notebook": lambda: DDPStrategy(start_method="fork"),
+    "other": object,
+}
+
+
+class LearnedImportance(torch.nn.Module, ImportanceEstimator):
+    needs = frozenset({"policy.embeddings"})
+    learned = True
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def scores(self, results):
+        return results["policy.logps"] * self.scale
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "options", "trainer", "reason"),
     [
-        ("fsdp", "FSDPStrategy is not supported yet: gradient attribution and the frozen ref"),
-        ("deepspeed", "DeepSpeedStrategy is not supported yet"),
-        ("ddp_spawn", "ddp_spawn returns a module without its trained policy.*use strategy=ddp"),
-        ("ddp_notebook", "ddp_fork returns a module without its trained policy"),
+        ("other", {}, {}, "strategy object is not supported"),
+        ("ddp_spawn", {}, {}, "ddp_spawn returns a module without its trained.*use strategy=ddp"),
+        ("ddp_notebook", {}, {}, "ddp_fork returns a module without its trained policy"),
+        ("fsdp", {}, {"precision": "bf16-mixed"}, "precision=bf16-mixed with strategy fsdp casts"),
+        ("fsdp", {"importance_every": 0}, {}, "importance_every=0 runs the policy before the fi"),
+        ("fsdp", {"importance": LearnedImportance()}, {}, "would not be trained"),
+        ("fsdp", {}, {"accumulate": 2}, "accumulate_grad_batches with an importance made of grad"),
+        ("fsdp", {"policy": {"compile_layers": True}}, {}, "compile_layers is not proven"),
+        ("fsdp", {"policy": {"dtype": "bfloat16"}}, {}, "policy.dtype=bfloat16"),
+        ("deepspeed", {}, {"precision": "16-mixed"}, "precision=16-mixed with strategy deepspeed"),
+        ("deepspeed", {"non_finite": "skip"}, {}, "non_finite=skip cannot reach the gradients"),
+        ("split", {"policy": LORA}, {}, "adapters cannot be split by tensor parallelism"),
+        ("split", {"importance": AttentionImportance()}, {}, "its own heads alone"),
+        ("split", {"policy": {"compile_layers": True}}, {}, "compile_layers is not proven"),
     ],
 )
-def test_strategies_that_are_refused(model_folder, kind, reason):
-    module = make_module(model_folder)
+def test_what_strategies_refuse(model_folder, kind, options, trainer, reason):
+    module = make_module(model_folder, **options)
     # FSDP and DeepSpeed cannot be made by a Trainer here
-    stub = SimpleNamespace(strategy=_strategy(kind), precision_plugin=None)
-    module._trainer = stub
+    module._trainer = SimpleNamespace(
+        strategy=STRATEGIES[kind](),
+        precision_plugin=SimpleNamespace(precision=trainer.get("precision", "32-true")),
+        accumulate_grad_batches=trainer.get("accumulate", 1),
+        callbacks=[],
+    )
     with pytest.raises(InputError, match=reason):
         module.setup("fit")
+
+
+def test_zero_3_does_not_evaluate_alone(model_folder):
+    module = make_module(model_folder)
+    module._trainer = SimpleNamespace(
+        strategy=_zero(),
+        precision_plugin=SimpleNamespace(precision="32-true"),
+        accumulate_grad_batches=1,
+    )
+    with pytest.raises(InputError, match=r"stage 3 without training on.*in one process"):
+        module.setup("validate")
+
+
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed", "split"])
+def test_strategies_that_shard_take_no_policy_that_is_there(kind):
+    module = PreferenceModule(PolicyConfig())
+    module.attach(tiny_policy())
+    module._trainer = SimpleNamespace(
+        strategy=STRATEGIES[kind](),
+        precision_plugin=SimpleNamespace(precision="32-true"),
+        accumulate_grad_batches=1,
+    )
+    with pytest.raises(InputError, match="shards a policy when it is built"):
+        module.setup("fit")
+
+
+def test_models_whose_matrices_cannot_be_split():
+    ways = SimpleNamespace(size=lambda: 3)
+    with pytest.raises(InputError, match="num_attention_heads=4, which it does not divide"):
+        split_matrices(tiny_policy(), ways)
+    ways = SimpleNamespace(size=lambda: 2)
+    with pytest.raises(InputError, match="plan of transformers, and GPT2LMHeadModel has none"):
+        split_matrices(tiny_policy("gpt2"), ways)
 
 
 def test_models_that_cannot_be_attributed(model_folder):

@@ -1,0 +1,203 @@
+"""What the modules ask of a strategy, and what holds for those that share no weights out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lit_tidpo.errors import InputError
+from lit_tidpo.models.policy import PolicyConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a strategy may not be able to serve.
+
+    Attributes:
+        config: How the policy is made.
+        precision: The Trainer's precision plugin.
+        policy: The policy, where it is there already.
+        needs: What losses and importance ask of models.
+        attributes: Whether gradients for the input embeddings are taken in training.
+        trains_attribution: Whether the loss has a part in whatever is made of those gradients: an
+            importance that is learned, or a loss that takes them itself.
+        precomputes: Whether the policy is asked for weights before the first step.
+        skips_steps: Whether steps that are not finite are left out.
+        accumulates: Whether several batches make an optimizer step.
+        fits: Whether it trains.
+    """
+
+    config: PolicyConfig
+    precision: Any
+    policy: nn.Module | None
+    needs: frozenset[str] = frozenset()
+    attributes: bool = False
+    trains_attribution: bool = False
+    precomputes: bool = False
+    skips_steps: bool = False
+    accumulates: bool = False
+    fits: bool = True
+
+
+class StrategyFamily:
+    """Strategies of one kind; by default those that leave each rank a whole model.
+
+    Args:
+        strategy: The Trainer's.
+
+    Attributes:
+        strategies: Classes of Lightning that it is of.
+        in_step: Whether ranks run models together, so that all have to take the same branches.
+        attributes_apart: Whether a gradient for the input embeddings needs a forward pass of its
+            own, as the graph of the training forward serves one backward pass only.
+        unshared_prompts: Why a prompt cannot be computed once for several responses, if so.
+        resumes_folders: Whether ``fit`` goes on from a checkpoint that is a folder.
+    """
+
+    strategies: ClassVar[tuple[type[Strategy], ...]]
+    in_step: bool = False
+    attributes_apart: bool = False
+    unshared_prompts: str | None = None
+    resumes_folders: bool = False
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def check(self, run: Run) -> None:
+        """Refuse what would make gradients or attributions wrong, or is not proven to be right.
+
+        Raises:
+            InputError: If the strategy cannot serve.
+        """
+        if isinstance(run.precision, (DoublePrecision, HalfPrecision)):
+            raise InputError(
+                f"precision={run.precision.precision} would cast the policy, its positions "
+                "included, but not the reference: set policy.dtype, or use precision=bf16-mixed"
+            )
+        if self.resumes_folders and not run.config.save_frozen:
+            raise InputError(
+                "policy.save_frozen=false does not go with a strategy that writes and reads its "
+                "checkpoints part by part: leave it out, or use strategy=ddp"
+            )
+
+    def settle(self, processes: int) -> None:
+        """Fill in what the strategy leaves open, knowing the number of processes."""
+
+    def building(self) -> AbstractContextManager[None]:
+        """What models are built under."""
+        return nullcontext()
+
+    def run_whole(
+        self, module: LightningModule, function: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Call a method of the module as Lightning calls its steps, with weights at hand."""
+        return function(*arguments)
+
+    def shard_policy(self, policy: nn.Module) -> None:
+        """Share a policy out, or say how Lightning is to do it; changed in place."""
+
+    def shard_frozen(self, model: nn.Module) -> nn.Module:
+        """Share a frozen model out, in place or by a wrapper."""
+        return model
+
+    def clip(
+        self, parameters: Iterable[nn.Parameter], optimizer: Optimizer, limit: float, kind: str
+    ) -> None:
+        """Clip the gradients of all ranks to a norm, or each number to a value.
+
+        Lightning refuses optimizers that unscale gradients themselves in every mixed precision;
+        bf16 scales none.
+
+        Args:
+            parameters: Those that are trained.
+            optimizer: Their optimizer.
+            limit: Norm or value.
+            kind: ``norm`` or ``value``.
+        """
+        plugin, algorithm = self.strategy.precision_plugin, GradClipAlgorithmType(kind)
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            Precision.clip_gradients(plugin, optimizer, limit, algorithm)
+        else:
+            plugin.clip_gradients(optimizer, limit, algorithm)
+
+    def inner_optimizer(self, optimizer: Any) -> Optimizer:
+        """The optimizer that a run has asked for, inside what the strategy makes of it."""
+        inner: Optimizer = optimizer
+        return inner
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Clean up after an optimizer step."""
+
+
+class OneDevice(StrategyFamily):
+    """One process, one device."""
+
+    strategies = (SingleDeviceStrategy,)
+
+
+class DataParallel(StrategyFamily):
+    """DDP: a whole model on each rank, gradients averaged."""
+
+    strategies = (DDPStrategy,)
+
+    def check(self, run: Run) -> None:
+        """Refuse what cannot hand its policy back; see :meth:`StrategyFamily.check`."""
+        super().check(run)
+        method = self.strategy._start_method
+        if method != "popen":
+            raise InputError(
+                f"strategy ddp_{method} returns a module without its trained policy to the parent "
+                "process: use strategy=ddp"
+            )
+
+
+def check_unbuilt(run: Run, name: str) -> None:
+    """Refuse a policy that is there already, which would stay whole.
+
+    Raises:
+        InputError: If there is one.
+    """
+    if run.policy is not None:
+        raise InputError(
+            f"strategy {name} shards a policy when it is built, and this one is there already: let "
+            "the Trainer build it from policy.path, or use strategy=ddp"
+        )
+
+
+def clip_sharded(parameters: Iterable[nn.Parameter], limit: float, kind: str) -> None:
+    """Clip gradients of which some are shared out over all devices, some over others or none.
+
+    ``torch.nn.utils.clip_grad_norm_`` stacks their norms, which takes tensors of one mesh.
+
+    Args:
+        parameters: Those that are trained; the norms of sharded ones are of the whole.
+        limit: Norm or value.
+        kind: ``norm`` or ``value``.
+    """
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    if kind == "value":
+        for gradient in gradients:
+            gradient.clamp_(-limit, limit)
+        return
+    norms: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        mesh = getattr(gradient, "device_mesh", None)
+        norms.setdefault(mesh, []).append(torch.linalg.vector_norm(gradient))
+    totals = [torch.linalg.vector_norm(torch.stack(each)) for each in norms.values()]
+    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in totals]
+    total = torch.linalg.vector_norm(torch.stack(whole))
+    factor = float((limit / (total + 1e-6)).clamp(max=1.0))
+    for gradient in gradients:
+        gradient.mul_(factor)
