@@ -10,7 +10,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from lit_tidpo.deferred_checks import DeferredChecks
+from lit_tidpo.devices.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, NonFiniteError, check_choice, numbers_of
 from lit_tidpo.functional.importance import Scale, scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores

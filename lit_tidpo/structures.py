@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_tidpo.deferred_checks import DeferredChecks
+from lit_tidpo.devices.deferred_checks import DeferredChecks
+from lit_tidpo.devices.host_rows import HostRows, Rows, to_device
 from lit_tidpo.errors import InputError
-from lit_tidpo.host_rows import HostRows, Rows, to_device
 
 _ON_HOST = tuple(field.name for field in dataclasses.fields(HostRows))
 

@@ -10,8 +10,7 @@ ROOT = Path(lit_tidpo.__file__).parent
 LAYERS = {
     "errors": 0,
     "functional": 0,
-    "deferred_checks": 0,
-    "host_rows": 0,
+    "devices": 0,
     "structures": 0,
     "plugins": 0,
     "plugins.hparams": 0,

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lit_tidpo.deferred_checks import DeferredChecks
+from lit_tidpo.devices.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, NonFiniteError, PluginError, check_choice
 from lit_tidpo.models.needs import FROM_THE_RUN, check_needs, find, models_of
 from lit_tidpo.plugins.component import Component

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_tidpo.host_rows import to_device
+from lit_tidpo.devices.host_rows import to_device
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.structures import ResponseBatch
 

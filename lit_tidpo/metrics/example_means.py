@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_tidpo.host_rows import to_device
+from lit_tidpo.devices.host_rows import to_device
 
 
 class ExampleMeans(Metric):

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lit_tidpo.devices.host_rows import to_device
 from lit_tidpo.errors import InputError
-from lit_tidpo.host_rows import to_device
 from lit_tidpo.locations import file_digest
 from lit_tidpo.structures import ResponseBatch
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_tidpo.devices.host_rows import Places
 from lit_tidpo.errors import InputError
 from lit_tidpo.functional.predictions import (
     Predictions,
@@ -18,7 +19,6 @@ from lit_tidpo.functional.predictions import (
     predictions,
     tiled_predictions,
 )
-from lit_tidpo.host_rows import Places
 from lit_tidpo.models.experts import router_loss
 from lit_tidpo.models.needs import OF_A_MODEL
 from lit_tidpo.models.packing import PackedRows

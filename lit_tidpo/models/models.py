@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lit_tidpo.devices.host_rows import Places
 from lit_tidpo.errors import InputError
-from lit_tidpo.host_rows import Places
 from lit_tidpo.models.kept_logps import KeptLogps
 from lit_tidpo.models.model_pass import ModelPass, run_model
 from lit_tidpo.models.needs import OF_A_MODEL, fields_of, models_of

@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_tidpo.host_rows import Places, to_device
+from lit_tidpo.devices.host_rows import Places, to_device
 from lit_tidpo.models import varlen
 from lit_tidpo.models.quirks import attention_kernel, has_attention_interface
 from lit_tidpo.structures import ResponseBatch

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_tidpo.devices.host_rows import HostRows, to_device
 from lit_tidpo.errors import InputError
-from lit_tidpo.host_rows import HostRows, to_device
 from lit_tidpo.models.experts import check_router
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.proofs import check_attentions

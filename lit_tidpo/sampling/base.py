@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lit_tidpo.host_rows import HostRows, Rows, to_device
+from lit_tidpo.devices.host_rows import HostRows, Rows, to_device
 from lit_tidpo.models.quirks import end_ids
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import ResponseBatch

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_tidpo.devices.host_rows import to_device
 from lit_tidpo.errors import InputError, check_choice, explained
-from lit_tidpo.host_rows import to_device
 from lit_tidpo.models.packing import plain_attention
 from lit_tidpo.models.proofs import can_run, takes_left_padding
 from lit_tidpo.models.quirks import (

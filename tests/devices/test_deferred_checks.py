@@ -6,7 +6,7 @@ import pytest
 import torch
 from device_waits import DeviceWaits
 
-from lit_tidpo.deferred_checks import DeferredChecks
+from lit_tidpo.devices.deferred_checks import DeferredChecks
 
 
 def test_the_first_check_that_does_not_hold_is_told_after_one_wait():

@@ -10,7 +10,7 @@ import torch
 from device_waits import DeviceWaits
 from lightning.fabric.utilities import move_data_to_device
 
-from lit_tidpo.host_rows import HostRows, Places
+from lit_tidpo.devices.host_rows import HostRows, Places
 from lit_tidpo.structures import ResponseBatch, joined
 from lit_tidpo.testing import tiny_batch, tiny_groups
 

@@ -1,0 +1,1 @@
+"""What the host has to know so as not to wait for a device."""
