@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.memory.rows import PairLengths, pairs_batch
 from lit_tidpo.memory.sharing import SHARDED, gathered, sharing
 from lit_tidpo.memory.step import DrySteps, asks_for_anchors
+from lit_tidpo.structures import ResponseBatch
 
 LINES = (
     "parameters",
@@ -24,6 +26,8 @@ LINES = (
 """What memory is for, in the order of the table."""
 
 _MOST_PAIRS = 2**16
+_PROBED_TOKENS = 1024
+"""Tokens of the first batch whose size is looked at."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,7 @@ class Estimator:
             pairs: The pairs of a batch of one device.
         """
         batch = pairs_batch(pairs)
-        found = self.steps.step(batch)
-        passes, update = self._of_device(found.passes), self._of_device(found.update)
-        passes[SHARDED] = self._gathered()
+        passes, update = self._moments(batch)
         most = max(passes, update, key=lambda held: sum(held.values()))
         if most is passes and asks_for_anchors(self.steps.module):
             alone = self.steps.step(batch, with_anchors=False).passes
@@ -58,18 +60,39 @@ class Estimator:
                 most[name] = min(most[name], alone[name])
         return {name: most[name] for name in LINES}
 
-    def total(self, pairs: Sequence[PairLengths]) -> int:
-        """Bytes on each device together."""
-        return sum(self.held(pairs).values())
+    def _moments(self, batch: ResponseBatch) -> tuple[Counter[str], Counter[str]]:
+        """What is held at the worst moment of the passes, and of the update."""
+        found = self.steps.step(batch)
+        passes, update = self._of_device(found.passes), self._of_device(found.update)
+        passes[SHARDED] = self._gathered()
+        return passes, update
 
     def most_pairs(self, pair: PairLengths, memory: float) -> int:
         """Pairs of these lengths that a batch of one device can have at the most; 0 if none fits.
+
+        Batches are doubled until they hold too much, or grow as they did before: then the rest is
+        taken to grow so, too.
 
         Args:
             pair: Their lengths.
             memory: Bytes of a device.
         """
-        return largest(lambda count: self.total([pair] * count), memory)
+        count, last, size = max(1, _PROBED_TOKENS // pair.tokens), 0, 0
+        growth = before = 0.0
+        while growth <= 0 or abs(growth - before) > 0.02 * growth:
+            more = self.total([pair] * count)
+            if more > memory:
+                within = range(last + 1, count)
+                return last + bisect_right(within, memory, key=lambda n: self.total([pair] * n))
+            if count > _MOST_PAIRS:
+                raise InputError(f"{count} pairs fit: expected less memory, for which that matters")
+            growth, before = (more - size) / (count - last) if last else 0.0, growth
+            count, last, size = 2 * count, count, more
+        return last + int((memory - size) / growth)
+
+    def total(self, pairs: Sequence[PairLengths]) -> int:
+        """Bytes on each device together, at the moment when they are the most."""
+        return max(sum(held.values()) for held in self._moments(pairs_batch(pairs)))
 
     def _of_device(self, held: Counter[str]) -> Counter[str]:
         """What one device holds of what one alone would hold."""
@@ -92,35 +115,3 @@ class Estimator:
             return 0
         others = sum(gathered(model, trains=False) for model in self.steps.others)
         return gathered(self.steps.policy, trains=True) + others
-
-
-def largest(size: Callable[[int], int], bound: float) -> int:
-    """The largest number, from 0, of a size within a bound; sizes grow about evenly.
-
-    Args:
-        size: Size of a number from 1 on.
-        bound: What it may be at the most.
-
-    Raises:
-        InputError: If nothing reaches the bound.
-
-    Example:
-        >>> largest(lambda count: 10 + 3 * count, 100)
-        30
-    """
-    low, high, slope = 0, 0, 0.0
-    below, guess = 0, 1
-    while high == 0 or high - low > 1:
-        found = size(guess)
-        if found <= bound:
-            slope, below, low = (found - below) / (guess - low), found, guess
-        else:
-            high = guess
-            if low == 0 and high == 1:
-                return 0
-        if low >= _MOST_PAIRS:
-            raise InputError(f"{low} pairs fit: expected less memory, for which that matters")
-        ahead = low + max(1, int((bound - below) / slope)) if slope and low > 1 else 2 * low
-        guess = min(ahead, 8 * low) if high == 0 else min(max(ahead, low + 1), high - 1)
-        guess = max(guess, low + 1)
-    return low

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_tidpo.cli import main
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.memory.estimate import LINES, Estimator, largest
+from lit_tidpo.memory.estimate import LINES, Estimator
 from lit_tidpo.memory.rows import PairLengths, pairs_batch
 from lit_tidpo.memory.sharing import gathered
 from lit_tidpo.memory.step import DrySteps, Held
@@ -76,16 +76,20 @@ def measured(module, trainer):
     return max(itertools.accumulate(sizes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "options", "trainer"),
     [
-        pytest.param({}, PLAIN, {}, id="dpo"),
         pytest.param({}, {"anchor": AnchorOptions(max_new_tokens=24)}, {}, id="ti-dpo"),
         pytest.param({"activation_checkpointing": True}, WEIGHTED, {}, id="checkpointing"),
         pytest.param({"lora": LoraOptions(r=4)}, TILES, {}, id="lora-tiles"),
-        pytest.param({"dtype": "bfloat16"}, PADDED, {}, id="bfloat16-padded"),
+        pytest.param(
+            {"dtype": "bfloat16"},
+            {**PADDED, "optimizer": SGD},
+            {"accumulate_grad_batches": 2},
+            id="bfloat16-padded-sgd",
+        ),
         pytest.param({}, WEIGHTED, {"precision": "bf16-mixed"}, id="bf16-mixed"),
-        pytest.param({}, {**PLAIN, "optimizer": SGD}, {"accumulate_grad_batches": 2}, id="sgd"),
     ],
 )
 def test_estimates_are_what_real_steps_allocate(folder, policy, options, trainer):
@@ -147,16 +151,17 @@ def test_whole_layers_by_hand():
     assert gathered(Model(), trains=False) == 24 + 24
 
 
-@pytest.mark.parametrize("bound", [0, 12, 13, 100, 1000, 12345])
-def test_the_largest_number_is_the_last_that_fits(bound):
-    """Of sizes that bend, as logits in tiles do."""
+@pytest.mark.parametrize("memory", [12, 13, 100, 200, 12345])
+def test_the_most_pairs_are_the_last_that_fit(monkeypatch, memory):
+    """Of sizes that do not grow at first, and later grow evenly."""
 
-    def size(count):
-        return 10 + 3 * count if count < 50 else 160 + 2 * (count - 50)
+    def size(estimator, pairs):
+        return max(13, 10 + 3 * (len(pairs) - 20))
 
-    found = largest(size, bound)
-    assert found == 0 or size(found) <= bound
-    assert size(found + 1) > bound
+    monkeypatch.setattr(Estimator, "total", size)
+    found = Estimator(None).most_pairs(PairLengths(100, 50, 60), memory)
+    assert found == 0 or size(None, [None] * found) <= memory
+    assert size(None, [None] * (found + 1)) > memory
 
 
 def test_the_command_reads_no_weights(folder, tmp_path, capsys):
@@ -167,14 +172,14 @@ def test_the_command_reads_no_weights(folder, tmp_path, capsys):
         num_hidden_layers=2,
         num_attention_heads=64,
         num_key_value_heads=8,
-        vocab_size=128256,
+        vocab_size=2048,
         dtype="bfloat16",
     )
     config.save_pretrained(tmp_path)
     main(
         [
             *("estimate", "--tokens", "100", "50", "60", "--strategy", "fsdp2", "--devices", "8"),
-            *("--memory", "80", f"--model.policy.path={tmp_path}", "--model.policy.dtype=auto"),
+            *("--memory", "12", f"--model.policy.path={tmp_path}", "--model.policy.dtype=auto"),
             *(
                 "--model.losses",
                 '{"preference": "dpo"}',
@@ -187,6 +192,6 @@ def test_the_command_reads_no_weights(folder, tmp_path, capsys):
     table = {line.split()[0]: line.split()[1] for line in lines if line.startswith("  ")}
     # two embeddings, and of a layer attention, three of the MLP and two norms
     layer = 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672 + 2)
-    parameters = 2 * (2 * 128256 * 8192 + 2 * layer + 8192)
+    parameters = 2 * (2 * 2048 * 8192 + 2 * layer + 8192)
     assert float(table["parameters"]) == pytest.approx(parameters / 8 / 1e9, abs=2e-3)
-    assert lines[-1].startswith("80 GB hold batches of ")
+    assert lines[-1].startswith("12 GB hold batches of ")
