@@ -134,7 +134,8 @@ def test_the_sft_configuration():
 
 
 def test_each_loss_has_a_configuration():
-    assert {path.stem for path in METHODS} >= BUILT_IN
+    # the balance of experts is no method: it joins the losses of one
+    assert {path.stem for path in METHODS} >= BUILT_IN - {"router"}
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.stem)

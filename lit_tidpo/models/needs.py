@@ -123,6 +123,7 @@ OF_A_MODEL: Mapping[str, Need] = {
         eager=True,
         padded=True,
         whole=True,
+        extra="eager attention",
     ),
     "router_loss": Need(
         "balancing loss of a mixture of experts over all tokens of the batch, times the "
@@ -132,7 +133,7 @@ OF_A_MODEL: Mapping[str, Need] = {
         router=True,
         padded=True,
         whole=True,
-        extra="eager attention",
+        extra="padded rows",
     ),
     "attend": Need(
         "a function of rows: in eval mode and without a graph, the attention that the last token "

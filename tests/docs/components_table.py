@@ -27,26 +27,32 @@ def built_in():
 
 
 def proof(component):
-    """The test of a component, from the root: of the files of its group that import its class by
-    name the one that is called like it, or the first; None where there is none. Tests that run
-    over everything that is registered import no class.
+    """The test of a component, from the root: of the files of its group that import its class, or
+    that have its short name in a table, the one that is called like it, or the first; None where
+    there is none. Tests that run over everything that is registered name nothing.
     """
     name = component["class"].rpartition(":")[2]
     files = sorted((ROOT / "tests" / component["group"].rpartition(".")[2]).rglob("test_*.py"))
-    found = [path for path in files if name in _imported(path)]
+    found = [path for path in files if {name, component["name"]} & _named(path)]
     own = [path for path in found if component["name"] in path.stem]
     return str((own or found)[0].relative_to(ROOT)) if found else None
 
 
 @cache
-def _imported(path):
-    """Names that a file imports from a component's module."""
-    return {
+def _named(path):
+    """Names that a file imports from a component's module, and what its tables begin with."""
+    nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    imported = {
         name.name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in nodes
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lit_tidpo.")
         for name in node.names
     }
+    called = [node.args for node in nodes if isinstance(node, ast.Call)]
+    rows = [node.elts for node in nodes if isinstance(node, ast.Tuple)]
+    listed = [each for node in nodes if isinstance(node, ast.List) for each in node.elts]
+    first = [*listed, *(row[0] for row in [*called, *rows] if row)]
+    return imported | {each.value for each in first if isinstance(each, ast.Constant)}
 
 
 def table(group, components):

@@ -12,13 +12,24 @@ from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, registered
 
-PLUGINS = {
+EVERY = {
     entry.name: (group, entry.value.replace(":", "."))
     for group in (IMPORTANCE, LOSSES)
     for entry in registered(group)
     if entry.dist.name == "lit-tidpo"
 }
-# arguments of each plugin that has any, with values that are not its defaults
+# what the plugins need that cannot do without
+REQUIRED = {
+    "detector": {"path": "builtin:detector"},
+    "judged_attention": {"tokenizer": "builtin:policy"},
+    "maximum": {"estimators": ["uniform", "random"]},
+    "mixture": {"estimators": ["uniform", "random"]},
+    "per_role": {"chosen": "uniform", "rejected": "random"},
+    "product": {"estimators": ["uniform", "random"]},
+    "rarity": {"path": "builtin:policy"},
+    "stored": {"path": "weights.jsonl"},
+}
+# arguments of some plugins, with values that are not their defaults
 ARGUMENTS = {
     "gradient": {"norm": "l2"},
     "gradient_times_input": {"target": "response_logp"},
@@ -36,7 +47,14 @@ ARGUMENTS = {
     "dpo": {"beta": 0.25},
     "weighted_dpo": {"alpha": 0.25},
     "triplet": {"margin": 2.5},
+    "contrast": {"slope": 2.0},
+    "top_k": {"share": 0.25},
+    "simpo": {"margin": 0.75},
 }
+
+
+# Those that are tried in every way that a name can be given.
+PLUGINS = {name: EVERY[name] for name in [*ARGUMENTS, "uniform", "supplied"]}
 
 
 @pytest.fixture
@@ -75,7 +93,7 @@ def config(tmp_path):
 
 def chosen(model, name):
     """What was parsed for the component of a plugin's group."""
-    if PLUGINS[name][0] == IMPORTANCE:
+    if EVERY[name][0] == IMPORTANCE:
         return model.importance
     return model.losses["mine"]
 
@@ -85,7 +103,7 @@ def option(name):
 
 
 def as_setting(name, value):
-    return {"importance": value} if PLUGINS[name][0] == IMPORTANCE else {"losses": {"mine": value}}
+    return {"importance": value} if EVERY[name][0] == IMPORTANCE else {"losses": {"mine": value}}
 
 
 def error_of(parse, capsys, *args):
@@ -115,8 +133,11 @@ def check(model, name, class_path=None):
             assert component.init_args[argument] == value
 
 
-def test_there_are_arguments_to_try_for_each_plugin_that_has_any():
-    assert set(PLUGINS) - set(ARGUMENTS) == {"uniform", "supplied"}
+@pytest.mark.parametrize("name", EVERY)
+def test_each_plugin_is_chosen_by_its_name(parse, config, name):
+    value = {"class_path": name, "init_args": REQUIRED.get(name, {})}
+    component = chosen(parse(config(**as_setting(name, value))), name)
+    assert component.class_path == f"{EVERY[name][0]}.{name}"
 
 
 @pytest.mark.parametrize("name", PLUGINS)
@@ -229,7 +250,7 @@ def test_a_plugin_in_a_plugin(parse, capsys, site):
 )
 def test_an_unknown_name_lists_the_known_once(parse, capsys, args, group):
     error = error_of(parse, capsys, *args)
-    known = ", ".join(sorted(name for name in PLUGINS if PLUGINS[name][0] == group))
+    known = ", ".join(sorted(name for name in EVERY if EVERY[name][0] == group))
     assert error.count(f"Known {group} plugins: {known}") == 1
 
 
