@@ -35,6 +35,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   estimate [--memory GB]         memory of each device that fit would take, from configs alone
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
   evaluate CKPT --tasks NAMES    benchmarks of lm-evaluation-harness, beside those of the start
+  convert FILE --output FILE     a configuration of TRL or LLaMA-Factory (lit-tidpo convert --help)
   completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"
   schema [COMMAND]               JSON schema of configurations, for editors
 
@@ -51,6 +52,7 @@ _MODULES = {
     "estimate": "estimate",
     "export": "export",
     "evaluate": "evaluate",
+    "convert": "convert",
     "completion": "completion",
     "schema": "schema",
 }

@@ -43,6 +43,7 @@ LAYERS = {
     "callbacks": 3,
     "memory": 3,
     "": 3,
+    "converting": 1,
     "plugins.parser": 4,
     "commands": 4,
     "cli": 4,

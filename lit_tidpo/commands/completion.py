@@ -18,7 +18,7 @@ from lit_tidpo.commands.options import (
 from lit_tidpo.errors import InputError
 
 _FILES = ("config", "ckpt_path", "data.source", "model.policy.path", "tokens.path")
-_OTHERS = ("plugins", "completion", "schema")
+_OTHERS = ("plugins", "convert", "completion", "schema")
 
 
 def run(args: list[str]) -> None:

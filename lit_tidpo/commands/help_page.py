@@ -29,6 +29,26 @@ _TITLES = {
     "tokens": "What predict writes",
     "trainer": "Lightning's Trainer",
 }
+_CONVERT = """\
+usage: lit-tidpo convert [--output FILE] [--rows N] FILE
+       lit-tidpo convert [--output FILE] [--rows N] COMMAND LINE
+
+Write the configuration of `lit-tidpo fit` that a YAML of TRL (`trl dpo`) or LLaMA-Factory (stage dpo
+or kto) stands for, the defaults there included, and tell what becomes of each option.
+
+  lit-tidpo convert dpo.yaml --output mine.yaml
+  lit-tidpo convert --output mine.yaml trl dpo --config dpo.yaml --beta 0.2
+  lit-tidpo convert --output mine.yaml llamafactory-cli train dpo.yaml learning_rate=1e-5
+  lit-tidpo fit --config mine.yaml
+
+  --output FILE
+        File to write; by default the configuration is printed, and the rest to the standard error.
+  --rows N
+        Number of training rows, which options that are a share of the run, as warmup_ratio, need.
+
+It ends with status 0; 1 where an option has no counterpart, which is told with what to do; 2 where
+nothing could be written, as of unknown options. docs/from_trl.md has all options.
+"""
 _COMPONENTS = """\
 An option that holds a class takes its name and, below it, its arguments: --model.importance
 gradient --model.importance.norm l1. `lit-tidpo plugins` lists the names, and
@@ -90,7 +110,8 @@ def page(words: list[str]) -> str | None:
     command = next((word for word in words[sft:] if not word.startswith("-")), "")
     if command in TRAINING[: 3 if sft else 4]:
         return training_page(command, sft)
-    return export_page() if command == "export" else None
+    pages = {"export": export_page, "convert": lambda: _CONVERT}
+    return pages[command]() if command in pages else None
 
 
 def _lines(options: Iterable[Option], whole: bool) -> Iterator[str]:

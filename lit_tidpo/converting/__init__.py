@@ -1,0 +1,1 @@
+"""Configurations of other trainers, turned into ones of this package."""
