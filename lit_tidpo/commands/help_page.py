@@ -33,8 +33,8 @@ _CONVERT = """\
 usage: lit-tidpo convert [--output FILE] [--rows N] FILE
        lit-tidpo convert [--output FILE] [--rows N] COMMAND LINE
 
-Write the configuration of `lit-tidpo fit` that a YAML of TRL (`trl dpo`) or LLaMA-Factory (stage dpo
-or kto) stands for, the defaults there included, and tell what becomes of each option.
+Write the configuration of `lit-tidpo fit` that a YAML of TRL (`trl dpo`) or LLaMA-Factory (stage
+dpo or kto) stands for, the defaults there included, and tell what becomes of each option.
 
   lit-tidpo convert dpo.yaml --output mine.yaml
   lit-tidpo convert --output mine.yaml trl dpo --config dpo.yaml --beta 0.2
@@ -110,8 +110,9 @@ def page(words: list[str]) -> str | None:
     command = next((word for word in words[sft:] if not word.startswith("-")), "")
     if command in TRAINING[: 3 if sft else 4]:
         return training_page(command, sft)
-    pages = {"export": export_page, "convert": lambda: _CONVERT}
-    return pages[command]() if command in pages else None
+    if command == "convert":
+        return _CONVERT
+    return export_page() if command == "export" else None
 
 
 def _lines(options: Iterable[Option], whole: bool) -> Iterator[str]:

@@ -79,11 +79,13 @@ def _model(run: Conversion) -> None:
 
 def _lora(run: Conversion) -> dict[str, Any]:
     target = run["lora_target"]
+    if run["lora_dropout"]:
+        run.tell("lora_dropout", "idle", "its trainers set all dropout to 0, as is done here")
     everything = target in ("all", ["all"])
     return {
         "r": run["lora_rank"],
         "alpha": run["lora_alpha"] or 2 * run["lora_rank"],
-        "dropout": run["lora_dropout"],
+        "dropout": 0.0,
         "target_modules": None if everything else target,
         "modules_to_save": run["additional_target"],
         "use_rslora": run["use_rslora"],

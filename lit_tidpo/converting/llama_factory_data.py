@@ -120,10 +120,8 @@ def _columns(run: Conversion, name: str, info: Mapping[str, Any]) -> dict[str, s
     formatting, tags = info.get("formatting", "alpaca"), info.get("tags", {})
     given = info.get("columns") or {**(_ALPACA if formatting == "alpaca" else _SHAREGPT), **_COMMON}
     ours = {**_COMMON, **(_ALPACA if formatting == "alpaca" else _SHAREGPT)}
-    if (
-        formatting == "openai"
-        or tags
-        and all(tags.get(k, _TURNS[k]) == v for k, v in _MESSAGES.items())
+    if formatting == "openai" or (
+        tags and all(tags.get(k, _TURNS[k]) == v for k, v in _MESSAGES.items())
     ):
         ours["messages"] = "prompt"  # chat messages
     elif any(tags.get(key, value) != value for key, value in _TURNS.items()):

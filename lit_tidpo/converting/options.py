@@ -57,7 +57,7 @@ class Option:
             InputError: If it is of another type.
         """
         kind = self.kind or (type(self.default) if self.default is not None else None)
-        if given is None or kind is None or isinstance(given, kind) and kind is not int:
+        if given is None or kind is None or (isinstance(given, kind) and kind is not int):
             return None if given in ("None", "null") and self.default is None else given
         if kind is bool and str(given).lower() in _WORDS:
             return _WORDS[str(given).lower()]
@@ -80,7 +80,7 @@ class Option:
         raise InputError(f"{self.name}={given!r}: expected {names.get(kind, 'a number')}")
 
 
-_WORDS = {word: True for word in ("true", "yes", "1")} | {w: False for w in ("false", "no", "0")}
+_WORDS = dict.fromkeys(("true", "yes", "1"), True) | dict.fromkeys(("false", "no", "0"), False)
 
 
 def _is_text(value: Any) -> bool:
@@ -182,7 +182,7 @@ class Conversion:
             self.told[name] = (fate, why)
 
     def report(self) -> list[tuple[str, str, str, str]]:
-        """Name, value, fate and words of each option that was given, and of others that are told."""
+        """Name, value, fate and words of each option that was given, or is told of."""
         lines = []
         for name in [*self.given, *(name for name in self.told if name not in self.given)]:
             option = self.options[name]

@@ -36,14 +36,27 @@ def convert_training(run: Conversion) -> None:
         why = "rows are shuffled in each epoch: leave it out"
         run.tell("train_sampling_strategy", "none", why)
     run.set("model.policy.compile_layers", run["torch_compile"])
+    if run.tree["data"]["streaming"]:
+        _stream(run)
+
+
+def _stream(run: Conversion) -> None:
+    """What a stream cannot: it has one order."""
+    if run["dataloader_num_workers"] > 1:
+        run.set("data.num_workers", 1)
+        run.tell("dataloader_num_workers", "near", "a stream is read by 1")
+    if run.tree["data"]["group_by_length"]:
+        run.set("data.group_by_length", False)
+        name = "group_by_length" if run["group_by_length"] else "train_sampling_strategy"
+        run.tell(name, "none", "the lengths of a stream are not known: set streaming to false")
 
 
 def steps(run: Conversion) -> int | None:
     """Optimizer steps of the whole run; None where they depend on an unknown number of rows."""
     if run["max_steps"] > 0:
         return int(run["max_steps"])
-    each = _steps_of_epoch(run)
-    return None if each is None else math.ceil(run["num_train_epochs"] * each)
+    each, epochs = _steps_of_epoch(run), float(run["num_train_epochs"])
+    return None if each is None else math.ceil(epochs * each)
 
 
 def _steps_of_epoch(run: Conversion) -> int | None:
@@ -192,7 +205,8 @@ def _checkpoints(run: Conversion) -> list[dict[str, Any]]:
     if run["load_best_model_at_end"] or strategy == "best":
         metric = (run["metric_for_best_model"] or "loss").removeprefix("eval_")
         greater = run["greater_is_better"]
-        greater = not metric.endswith("loss") if greater is None else greater
+        greater = metric != "loss" if greater is None else greater
+        metric = "loss/total" if metric == "loss" else metric
         settings |= {"monitor": f"val/{metric}", "mode": "max" if greater else "min"}
         settings |= {"save_top_k": limit or (1 if strategy == "best" else -1)}
     elif limit:

@@ -98,12 +98,14 @@ def _lora(run: Conversion) -> dict[str, Any]:
         modules = ["q_proj", "v_proj"]
         why = "peft's choice for Llama, Mistral, Qwen and Gemma; name those of another model"
         run.tell("lora_target_modules", "near", why)
+    if run["disable_dropout"] and run["lora_dropout"] and "lora_dropout" in run.given:
+        run.tell("lora_dropout", "idle", "disable_dropout sets it to 0, there as here")
     if run["lora_task_type"] != "CAUSAL_LM":
         run.tell("lora_task_type", "none", "models here are causal: CAUSAL_LM")
     return {
         "r": run["lora_r"],
         "alpha": run["lora_alpha"],
-        "dropout": run["lora_dropout"],
+        "dropout": 0.0 if run["disable_dropout"] else run["lora_dropout"],
         "target_modules": None if modules == ["all-linear"] else modules,
         "modules_to_save": run["lora_modules_to_save"],
         "use_rslora": run["use_rslora"],
@@ -119,7 +121,7 @@ def _data(run: Conversion) -> None:
     run.set("data.max_prompt_length", min(prompt or length - 1, length - 1))
     run.tell("max_length", "near", _DROPPED)
     if run["truncation_mode"] != "keep_start":
-        why = "long prompts are cut on the left, and responses on the right, as `max_prompt_length` has it"
+        why = "long prompts are cut on the left, responses on the right: set data.max_prompt_length"
         run.tell("truncation_mode", "none", why)
     run.set("data.invalid_rows", "drop")
     run.set("data.special_tokens", "control")

@@ -93,7 +93,7 @@ def _variant(run: Conversion, kind: str, diverges: bool) -> tuple[str, dict[str,
 def _divergence(run: Conversion, kind: str) -> Any:
     name, alpha = run["f_divergence_type"], run["f_alpha_divergence_coef"]
     name = str(name).rpartition(".")[2].lower()  # FDivergenceType.JS_DIVERGENCE of older releases
-    if name == "reverse_kl" or name == "alpha_divergence" and abs(alpha - 1) < 1e-6:
+    if name == "reverse_kl" or (name == "alpha_divergence" and abs(alpha - 1) < 1e-6):
         return None
     if kind not in _DIVERGING:
         raise InputError(f"f_divergence_type={name!r} does not go with loss_type={kind!r} in TRL")
