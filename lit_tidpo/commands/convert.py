@@ -129,7 +129,8 @@ def _table(conversion: Conversion) -> str:
     widths = [max(len(line[place]) for line in lines) for place in range(3)] if lines else []
     text = ""
     for *cells, words in lines:
-        cells = [cell.ljust(min(width, 40)) for cell, width in zip(cells, widths, strict=True)]
+        short = [cell if len(cell) <= 40 else f"{cell[:37]}..." for cell in cells]
+        cells = [cell.ljust(min(width, 40)) for cell, width in zip(short, widths, strict=True)]
         text += "  ".join([*cells, words]).rstrip() + "\n"
     lacking = f"no counterpart: {', '.join(conversion.lacks)}"
     return f"{text}\n{lacking if conversion.lacks else 'no option lacks a counterpart'}\n"

@@ -73,7 +73,9 @@ def _model(run: Conversion) -> None:
         run.tell("adapter_name_or_path", "none", "takes the last; merge the others into the model")
     if adapters:
         run.set("model.policy.adapter", adapters[-1])
-    elif kind != "full":
+    if kind == "full":
+        run.idle("of adapters", *(name for name in run.given if name.startswith("lora_")))
+    elif not adapters:
         run.set("model.policy.lora", _lora(run))
 
 
@@ -117,6 +119,13 @@ def _losses(run: Conversion) -> None:
         losses["sft"], factors["sft"] = {"class_path": "sft"}, run["pref_ftx"]
         if run["stage"] == "kto":
             run.tell("pref_ftx", "near", "theirs counts each wanted response of a batch of labels")
+    if run["stage"] == "kto":
+        names = ("pref_loss", "simpo_gamma", "dpo_label_smoothing", "ld_alpha", "pref_bco_weight")
+        run.idle("of the stage dpo", *names)
+    elif run["pref_loss"] != "simpo":
+        run.idle("of simpo", "simpo_gamma")
+    if name != "kto":
+        run.idle("of the stage kto", "kto_chosen_weight", "kto_rejected_weight")
     run.set("model.importance", None)
     run.set("model.losses", losses)
     run.set("model.loss_weights", factors)

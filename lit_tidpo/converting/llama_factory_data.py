@@ -89,8 +89,10 @@ def _source(run: Conversion, name: str, folder: Path) -> dict[str, Any]:
         infos = json.loads((directory / "dataset_info.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{directory / 'dataset_info.json'} is no JSON: {error}") from error
+    if not isinstance(infos, dict) or not all(isinstance(each, dict) for each in infos.values()):
+        raise InputError(f"{directory / 'dataset_info.json'}: expected a mapping for each data set")
     if name not in infos:
-        raise InputError(f"dataset={name!r}: dataset_info.json has {sorted(infos)[:20]}")
+        raise InputError(f"dataset={name!r}: dataset_info.json has {sorted(infos)[:20]}, ...")
     return _described(run, name, infos[name], directory)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, explained
 
 Fate = Literal["same", "near", "idle", "none"]
 FATES: dict[Fate, str] = {
@@ -75,7 +75,8 @@ class Option:
         if kind is str:
             return "no" if given is False else str(given)  # an unquoted no of a YAML
         if kind is dict and _is_text(given) and given.startswith("{"):
-            return dict(json.loads(given))
+            with explained(f"{self.name}={given!r} is no JSON"):
+                return dict(json.loads(given))
         names = {bool: "true or false", dict: "a mapping"}
         raise InputError(f"{self.name}={given!r}: expected {names.get(kind, 'a number')}")
 
@@ -141,11 +142,12 @@ class Conversion:
     told: dict[str, tuple[Fate, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.given:
-            if name not in self.options:
-                near = difflib.get_close_matches(name, self.options, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "leave it out"
-                raise InputError(f"unknown option {name!r}: {hint}")
+        unknown = []
+        for name in self.given.keys() - self.options.keys():
+            near = difflib.get_close_matches(name, self.options, n=1)
+            unknown.append(f"{name!r} ({f'did you mean {near[0]!r}?' if near else 'leave it out'})")
+        if unknown:
+            raise InputError(f"unknown options: {', '.join(sorted(unknown))}")
         self.given = {name: self.options[name].value(value) for name, value in self.given.items()}
 
     def __getitem__(self, name: str) -> Any:
@@ -180,6 +182,12 @@ class Conversion:
         """
         if self.told.get(name, ("",))[0] != "none":
             self.told[name] = (fate, why)
+
+    def idle(self, why: str, *names: str) -> None:
+        """Tell of options that were given, but do nothing in this configuration."""
+        for name in names:
+            if name in self.given:
+                self.tell(name, "idle", why)
 
     def report(self) -> list[tuple[str, str, str, str]]:
         """Name, value, fate and words of each option that was given, or is told of."""

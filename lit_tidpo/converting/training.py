@@ -21,7 +21,14 @@ _ROWS = "give the number of training rows as --rows, or max_steps"
 
 
 def convert_training(run: Conversion) -> None:
-    """Set what ``TrainingArguments`` say of a run."""
+    """Set what ``TrainingArguments`` say of a run.
+
+    Raises:
+        InputError: If a number is out of range, or fp16 and bf16 are both asked for.
+    """
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if run[name] < 1:
+            raise InputError(f"{name}={run[name]}: expected 1 or more")
     for part in (_duration, _optimizer, _schedule, _precision, _devices, _logging, _validation):
         part(run)
     run.set("trainer.callbacks", _checkpoints(run))
@@ -62,9 +69,9 @@ def steps(run: Conversion) -> int | None:
 def _steps_of_epoch(run: Conversion) -> int | None:
     if run.rows is None:
         return None
-    rows, size = run.rows, run["per_device_train_batch_size"] * run.tree["trainer"]["devices"]
-    batches = rows // size if run["dataloader_drop_last"] else math.ceil(rows / size)
-    return max(1, math.ceil(batches / run["gradient_accumulation_steps"]))
+    size = int(run["per_device_train_batch_size"]) * int(run.tree["trainer"]["devices"])
+    batches = run.rows // size if run["dataloader_drop_last"] else math.ceil(run.rows / size)
+    return max(1, math.ceil(batches / int(run["gradient_accumulation_steps"])))
 
 
 def _in_steps(run: Conversion, name: str, number: float, otherwise: int) -> int:
@@ -97,6 +104,8 @@ def _duration(run: Conversion) -> None:
 
 def _optimizer(run: Conversion) -> None:
     name, settings = run["optim"], {"lr": run["learning_rate"]}
+    if name not in _ADAMW:
+        run.idle("of AdamW alone", "adam_beta1", "adam_beta2", "adam_epsilon")
     if name in _ADAMW:
         kind = "AdamW"
         settings |= {
@@ -126,6 +135,8 @@ def _schedule(run: Conversion) -> None:
         run.tell("lr_scheduler_type", "none", "takes `cosine`; `model.lr_schedule` has no other")
     run.set("model.lr_schedule", _SCHEDULES.get(name, "cosine"))
     warmup = run["warmup_steps"] or 0
+    if warmup:
+        run.idle("warmup_steps counts", "warmup_ratio")
     option = "warmup_ratio" if not warmup and run["warmup_ratio"] else "warmup_steps"
     warmup = warmup or run["warmup_ratio"] or 0
     if warmup < 0:
@@ -181,6 +192,8 @@ def _validation(run: Conversion) -> None:
     """Validation every some steps, which Lightning counts in batches, or at the end of epochs."""
     strategy = run["eval_strategy"]
     run.set("trainer.num_sanity_val_steps", -1 if run["eval_on_start"] else 0)
+    if strategy != "steps":
+        run.idle(f"with eval_strategy {strategy} it does nothing", "eval_steps")
     if strategy == "no":
         run.set("trainer.limit_val_batches", 0 if not run["eval_on_start"] else None)
         if run["eval_on_start"]:  # and never again
@@ -209,10 +222,12 @@ def _checkpoints(run: Conversion) -> list[dict[str, Any]]:
         metric = "loss/total" if metric == "loss" else metric
         settings |= {"monitor": f"val/{metric}", "mode": "max" if greater else "min"}
         settings |= {"save_top_k": limit or (1 if strategy == "best" else -1)}
-    elif limit:
-        settings |= {"monitor": "step", "mode": "max", "save_top_k": limit}
     else:
-        settings |= {"save_top_k": -1}
+        run.idle("no best checkpoint is asked for", "metric_for_best_model", "greater_is_better")
+        newest = {"monitor": "step", "mode": "max", "save_top_k": limit}
+        settings |= newest if limit else {"save_top_k": -1}
+    if strategy != "steps":
+        run.idle(f"with save_strategy {strategy} it does nothing", "save_steps")
     if strategy == "no":
         return [_callback(end)]
     if strategy == "epoch":

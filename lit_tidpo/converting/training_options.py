@@ -90,8 +90,6 @@ TRAINING = by_name(
         lacking("resume_from_checkpoint", None, f"{_RESUME}`model.policy.path`"),
         lacking("push_to_hub", False, _HUB),
         lacking("debug", "", "`lit-tidpo --debug` shows where errors come from"),
-        lacking("do_eval", False, "`lit-tidpo validate`"),
-        lacking("do_predict", False, "`lit-tidpo predict`"),
         lacking("include_for_metrics", [], _METRICS),
         lacking("batch_eval_metrics", False, _METRICS),
         lacking("eval_accumulation_steps", None, _METRICS, kind=int),
@@ -121,6 +119,7 @@ TRAINING = by_name(
     idle(None, _DDP, "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
     idle(None, _DDP, "ddp_static_graph", "ddp_backend", "ddp_timeout", "local_rank"),
     idle(True, "`trainer.profiler` measures", "skip_memory_metrics"),
-    idle(True, "`fit` trains", "do_train"),
+    idle(True, "`fit` trains, `validate` and `predict` do the rest", "do_train"),
+    idle(False, "`fit` trains, `validate` and `predict` do the rest", "do_eval", "do_predict"),
     idle(False, _GONE, "overwrite_output_dir", "use_legacy_prediction_loop", "past_index"),
 )

@@ -74,11 +74,13 @@ def _model(run: Conversion) -> None:
     if run["use_peft"]:
         run.set("model.policy.lora", _lora(run))
     else:
-        for name in [name for name in run.given if name.startswith("lora_")]:
-            run.tell(name, "idle", "without use_peft it does nothing")
+        names = (name for name in run.given if name.startswith(("lora_", "use_rslora", "use_dora")))
+        run.idle("without use_peft it does nothing", *names)
     if run["precompute_ref_log_probs"]:
         run.set("model.reference_cache", f"{run.tree['trainer']['default_root_dir']}/reference")
-    if run["sync_ref_model"]:
+    if not run["sync_ref_model"]:
+        run.idle("of sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps")
+    else:
         if run["use_peft"] or run["precompute_ref_log_probs"]:
             raise InputError(
                 "sync_ref_model=true goes neither with use_peft nor with precompute_ref_log_probs, "
@@ -140,7 +142,7 @@ def _fraction(run: Conversion, name: str, size: float) -> None:
 
 
 def _source(run: Conversion) -> None:
-    sources = [_mixed(run, each) for each in run["datasets"]]
+    sources = [_mixed(run, each) for each in run["datasets"] or []]
     if sources:
         run.set("data.streaming", run["streaming"])
         if run["dataset_name"]:
@@ -158,11 +160,11 @@ def _source(run: Conversion) -> None:
 
 def _mixed(run: Conversion, entry: Mapping[str, Any]) -> dict[str, Any]:
     """One of several data sets."""
+    if not isinstance(entry, Mapping) or "path" not in entry:
+        raise InputError(f"datasets: {entry!r}: expected a mapping with path")
     for name in ("data_dir", "data_files", "fraction"):
         if entry.get(name) is not None:
             run.tell("datasets", "none", f"{name}: name the files themselves as data.source")
-    if "path" not in entry:
-        raise InputError(f"datasets: {dict(entry)} has no path")
     split = str(entry.get("split") or "train")
     if "[" in split:
         run.tell("datasets", "none", f"split {split!r}: `data.max_rows` takes the first rows")

@@ -21,10 +21,9 @@ def convert_losses(run: Conversion) -> None:
     """Set the losses, their weights and settings."""
     kinds = run["loss_type"]
     weights = run["loss_weights"] or [1.0] * len(kinds)
-    if len(weights) != len(kinds):
-        raise InputError(
-            f"loss_weights={weights}: expected one for each loss_type, of which there are {kinds}"
-        )
+    numbers = all(isinstance(weight, (int, float)) for weight in weights)
+    if len(weights) != len(kinds) or not numbers:
+        raise InputError(f"loss_weights={weights}: expected a number for each loss_type of {kinds}")
     losses: dict[str, Any] = {}
     factors: dict[str, float] = {}
     for kind, weight in zip(kinds, weights, strict=True):
@@ -40,6 +39,10 @@ def convert_losses(run: Conversion) -> None:
         run.tell("router_aux_loss_coef", "near", why)
     if run["label_smoothing"] and not _SMOOTHED & {*kinds}:
         run.tell("label_smoothing", "idle", _CDPO)
+    if "discopop" not in kinds:
+        run.idle("of the loss discopop", "discopop_tau")
+    if not str(run["f_divergence_type"]).lower().endswith("alpha_divergence"):
+        run.idle("of alpha_divergence", "f_alpha_divergence_coef")
     run.set("model.importance", None)
     run.set("model.losses", losses)
     run.set("model.loss_weights", factors)

@@ -129,7 +129,14 @@ def test_what_is_written_of_llama_factory_is_accepted(folder, capsys):
 def accept(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(
-            ["fit", "--config", "ours.yaml", "--data.source", "builtin:arithmetic", "--print_config"]
+            [
+                "fit",
+                "--config",
+                "ours.yaml",
+                "--data.source",
+                "builtin:arithmetic",
+                "--print_config",
+            ]
         )
     assert exit_.value.code == 0
     assert "class_path" in capsys.readouterr().out
@@ -217,14 +224,17 @@ def test_what_has_no_counterpart_is_told(given):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"learning_rat": 1}, "did you mean 'learning_rate'"),
+        ({"learning_rat": 1, "what": 2}, "'learning_rat' \\(did you mean 'learning_rate'.*'what' "),
         ({"beta": "high"}, "beta='high': expected a number"),
         ({"loss_type": "kto_pair"}, "loss_type='kto_pair': expected some of"),
-        ({"loss_type": ["sigmoid"], "loss_weights": [1, 2]}, "expected one for each"),
+        ({"loss_type": ["sigmoid"], "loss_weights": [1, 2]}, "expected a number for each"),
         ({"loss_type": "apo_zero", "f_divergence_type": "forward_kl"}, "does not go with"),
         ({"fp16": True, "bf16": True}, "both true"),
         ({"sync_ref_model": True, "use_peft": True}, "goes neither"),
         ({"dtype": "int8"}, "dtype='int8'"),
+        ({"datasets": "x"}, "expected a mapping with path"),
+        ({"model_init_kwargs": "{a"}, "is no JSON"),
+        ({"gradient_accumulation_steps": 0}, "expected 1 or more"),
     ],
 )
 def test_what_cannot_be_is_refused(given, words):
