@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_tidpo.data.datamodule import PreferenceDataModule
+    from lit_tidpo.explaining.explain import explain
     from lit_tidpo.modules.preference import PreferenceModule
     from lit_tidpo.modules.sft import SFTModule
 
 __version__ = "0.1.0"
 
-__all__ = ["PreferenceDataModule", "PreferenceModule", "SFTModule"]
+__all__ = ["PreferenceDataModule", "PreferenceModule", "SFTModule", "explain"]
 
 # Loaded on first use: `lit_tidpo.functional` imports torch alone, without lightning.
 _HOMES = {
     "PreferenceDataModule": "lit_tidpo.data.datamodule",
     "PreferenceModule": "lit_tidpo.modules.preference",
     "SFTModule": "lit_tidpo.modules.sft",
+    "explain": "lit_tidpo.explaining.explain",
 }
 
 

@@ -9,6 +9,7 @@ ROOT = Path(lit_tidpo.__file__).parent
 # A module may import modules of its own and of lower layers. The longest matching prefix counts.
 LAYERS = {
     "errors": 0,
+    "edits": 0,
     "functional": 0,
     "devices": 0,
     "structures": 0,
@@ -41,6 +42,7 @@ LAYERS = {
     "assets.build": 2,
     "modules": 3,
     "callbacks": 3,
+    "explaining": 3,
     "memory": 3,
     "": 3,
     "converting": 1,

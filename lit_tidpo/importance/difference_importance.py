@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import SequenceMatcher
-
 import torch
 from torch import Tensor
 
+from lit_tidpo.edits import changed
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.structures import Results
@@ -15,8 +14,7 @@ from lit_tidpo.structures import Results
 class DifferenceImportance(ImportanceEstimator):
     """1 for tokens that an edit of the one response into the other takes away or puts in.
 
-    The edit is that of :class:`difflib.SequenceMatcher` over token ids, without its heuristic for
-    long texts. Among several responses a token's score is the mean over the other ones of its
+    The edit is that of :func:`lit_tidpo.edits.changed` over token ids. Among several responses a token's score is the mean over the other ones of its
     prompt; where there is none, and where nothing differs, all tokens are alike.
 
     Args:
@@ -38,14 +36,9 @@ class DifferenceImportance(ImportanceEstimator):
         ]
         found: list[list[Tensor]] = [[] for _ in responses]
         for pair in results.batch.pairs_of_rows():
-            first, second = (responses[row] for row in pair)
-            matcher = SequenceMatcher(None, first, second, autojunk=False)
-            marks = [torch.ones(len(responses[row])) for row in pair]
-            for block in matcher.get_matching_blocks():
-                for own, start in zip(marks, (block.a, block.b), strict=True):
-                    own[start : start + block.size] = self.background
+            marks = changed(*(responses[row] for row in pair))
             for row, own in zip(pair, marks, strict=True):
-                found[row].append(own)
+                found[row].append(torch.where(torch.tensor(own), 1.0, self.background))
         scores = torch.zeros(mask.shape)
         for row, marks in enumerate(found):
             scores[row, mask[row]] = torch.stack(marks).mean(0) if marks else torch.tensor(1.0)

@@ -96,7 +96,7 @@ def export_checkpoint(
     if dtype is not None:
         policy = policy.to(getattr(torch, dtype))
         expected = _probe(policy)
-    tokenizer = _tokenizer(data, config)
+    tokenizer = saved_tokenizer(data, config)
     # Beside it first, so that what does not give the checkpoint's log-probs is never taken for it.
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
@@ -184,7 +184,7 @@ def policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
     return PolicyConfig(**{**options, "lora": lora_options(options.get("lora"))})
 
 
-def _tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:
+def saved_tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:
     """The tokenizer that the policy was trained with, and its chat template."""
     if data.get("tokenizer"):
         return load_tokenizer(

@@ -1,0 +1,1 @@
+"""Pages that show what estimators and models say of each token of a pair."""

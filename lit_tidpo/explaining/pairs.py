@@ -1,0 +1,146 @@
+"""What a page shows of a prompt and its responses, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_tidpo.edits import changed
+from lit_tidpo.structures import Results
+
+_SHOWN = {
+    "reference.kl": "KL(reference || policy)",
+    "policy.entropy": "entropy",
+    "policy.logps": "log-prob",
+}
+"""What is shown besides weights and log-ratios, where it was computed; all in nats."""
+
+
+@dataclass(frozen=True)
+class ExplainedResponse:
+    """A response, token by token.
+
+    Attributes:
+        role: ``chosen``, ``rejected``, ``anchor``, ...
+        token_ids: Its tokens.
+        tokens: Their texts; the ids where there is no tokenizer.
+        edited: Whether an edit of the chosen into the rejected response takes the token away or
+            puts it in; of the first two responses alone.
+        weights: Importance weights by estimator.
+        quantities: Log-ratio, KL, entropy and log-prob in nats, where they were computed.
+    """
+
+    role: str
+    token_ids: list[int]
+    tokens: list[str]
+    edited: list[bool]
+    weights: dict[str, list[float]]
+    quantities: dict[str, list[float]]
+
+    def ranks(self, estimator: str) -> list[int]:
+        """Place of each token among those of the response, 1 for the largest absolute weight.
+
+        Tokens of equal weight share the better place.
+        """
+        sizes = [abs(weight) for weight in self.weights[estimator]]
+        ordered = sorted(sizes, reverse=True)
+        return [ordered.index(size) + 1 for size in sizes]
+
+
+@dataclass(frozen=True)
+class ExplainedPair:
+    """A prompt with its responses.
+
+    Attributes:
+        index: Position in the data set.
+        prompt: Its text; of a prompt without a tokenizer, its ids.
+        responses: The responses in the order of their roles.
+    """
+
+    index: int
+    prompt: str
+    responses: list[ExplainedResponse]
+
+    @property
+    def disagreement(self) -> float | None:
+        """How differently the estimators share out a response's weight, 0 to 1.
+
+        ``sum_t |p_t - q_t| / 2`` (total variation) of the shares ``p`` and ``q`` that two
+        estimators give the tokens by absolute weight: the part of the weight that the one puts
+        elsewhere. The mean over estimators, two by two, and over responses; None of fewer than two.
+        """
+        distances = [
+            sum(abs(one - other) for one, other in zip(first, second, strict=True)) / 2
+            for response in self.responses
+            for first, second in combinations(map(_shares, response.weights.values()), 2)
+        ]
+        return sum(distances) / len(distances) if distances else None
+
+
+def _shares(weights: list[float]) -> list[float]:
+    """Absolute weights that sum to 1; equal ones where all are 0."""
+    total = sum(map(abs, weights))
+    return [abs(each) / total if total else 1 / len(weights) for each in weights]
+
+
+def explained_pairs(
+    parts: Iterable[tuple[Results, Mapping[str, Tensor]]], tokenizer: Any
+) -> list[ExplainedPair]:
+    """Everything that was computed of some prompts.
+
+    Args:
+        parts: Results of batches of the same prompts, such as pairs and their anchors, and for each
+            the weights by estimator, ``[N, T]``.
+        tokenizer: Turns ids into text; None shows ids.
+
+    Returns:
+        One entry for each prompt, in the order of the first batch.
+    """
+    prompts: dict[int, str] = {}
+    found: dict[int, list[ExplainedResponse]] = defaultdict(list)
+    for results, weights in parts:
+        batch = results.batch
+        shown = {label: results[need] for need, label in _SHOWN.items() if need in results}
+        if "reference.logps" in results:
+            shown = {"log-ratio": results.log_ratios, **shown}
+        owners = batch.of_rows(torch.arange(batch.size, device=batch.index.device)).tolist()
+        for role in batch.roles:
+            for row in range(len(batch.input_ids))[batch.rows(role)]:
+                if not bool(batch.counted[owners[row]]):
+                    continue
+                index, mask = int(batch.index[owners[row]]), results.mask[row]
+                prompt = batch.input_ids[row, : int(batch.prompt_lengths[row])].tolist()
+                prompts.setdefault(index, "".join(_texts(prompt, tokenizer, whole=True)))
+                token_ids = batch.input_ids[row][mask].tolist()
+                weighed = {name: values[row][mask].tolist() for name, values in weights.items()}
+                others = {name: values[row][mask].tolist() for name, values in shown.items()}
+                texts = _texts(token_ids, tokenizer)
+                untouched = [False] * len(token_ids)
+                found[index].append(
+                    ExplainedResponse(role, token_ids, texts, untouched, weighed, others)
+                )
+    return [ExplainedPair(index, prompts[index], _marked(own)) for index, own in found.items()]
+
+
+def _texts(token_ids: list[int], tokenizer: Any, whole: bool = False) -> list[str]:
+    if tokenizer is None:
+        return [f" {token}" for token in token_ids]
+    groups = [token_ids] if whole else [[token] for token in token_ids]
+    return [str(tokenizer.decode(group)) for group in groups]
+
+
+def _marked(responses: list[ExplainedResponse]) -> list[ExplainedResponse]:
+    """The responses with the edit of the first one into the second."""
+    if len(responses) < 2:
+        return responses
+    first, second, *others = responses
+    marks = changed(first.token_ids, second.token_ids)
+    pair = zip((first, second), marks, strict=True)
+    return [*(dataclasses.replace(each, edited=own) for each, own in pair), *others]
