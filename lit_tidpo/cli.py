@@ -34,6 +34,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   plugins --needs                what estimators and losses can ask for
   estimate [--memory GB]         memory of each device that fit would take, from configs alone
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
+  explain MODEL [--source DATA]  page of the weight of every token, by several estimators
   evaluate CKPT --tasks NAMES    benchmarks of lm-evaluation-harness, beside those of the start
   convert FILE --output FILE     a configuration of TRL or LLaMA-Factory (lit-tidpo convert --help)
   completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"
@@ -53,6 +54,7 @@ _MODULES = {
     "export": "export",
     "evaluate": "evaluate",
     "convert": "convert",
+    "explain": "explain",
     "completion": "completion",
     "schema": "schema",
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import shutil
+import subprocess
 import warnings
 from types import SimpleNamespace
 
@@ -118,3 +120,22 @@ def single_thread():
 @pytest.fixture(scope="session")
 def trl_dpo(tmp_path_factory):
     return TrlDPO(tmp_path_factory.mktemp("trl"))
+
+
+@pytest.fixture
+def browse(tmp_path):
+    """What a browser makes of a page, as HTML."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium or google-chrome on this machine")
+
+    def run(text, *options):
+        (tmp_path / "page.html").write_text(text, encoding="utf-8")
+        quiet = ["--disable-gpu", "--disable-background-networking", "--disable-sync"]
+        command = [browser, "--headless", "--no-sandbox", "--no-first-run", *quiet, *options]
+        command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
+        command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=600)
+        return done.stdout.decode()
+
+    return run

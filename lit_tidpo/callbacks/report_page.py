@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import html
 import io
-import unicodedata
 from collections import defaultdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from markupsafe import Markup
 
 from lit_tidpo.callbacks.places import free_file, log_folder
-from lit_tidpo.callbacks.token_writer import prediction_rows, tokenizer_of
+from lit_tidpo.callbacks.token_writer import tokenizer_of
 from lit_tidpo.errors import InputError
+from lit_tidpo.explaining.page import rendered
+from lit_tidpo.explaining.pairs import ExplainedPair, explained_pairs
 from lit_tidpo.modules.preference import PreferenceModule
-
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
-"""Categories of Unicode of which a reader sees nothing."""
-
-_BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
-"""Letters and marks that look like nothing."""
+from lit_tidpo.structures import Results
 
 _METRICS = (
     "train/loss/total",
@@ -29,23 +25,6 @@ _METRICS = (
     "val/rewards/accuracies",
     "val/logps/accuracies",
 )
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy"
-content="default-src 'none'; style-src 'unsafe-inline'; img-src data:"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; }}
-th, td {{ text-align: left; padding: 0 1.5rem 0 0; }}
-pre {{ white-space: pre-wrap; border: 1px solid #8884; border-radius: 6px; padding: .8rem; }}
-.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }}
-figure {{ margin: 1rem 0; }} svg {{ max-width: 100%; height: auto; }}
-</style></head><body><h1>{title}</h1>
-<table><tr><th>validation</th><th>before</th><th>after</th></tr>{table}</table>
-<h2>Curves</h2><figure>{curves}</figure>
-<h2>Token weights</h2>
-<p>The darker a token, the larger its weight (1 on average). Hover for the numbers: weight, and
-log-ratio of policy to reference in nats.</p>
-{pairs}</body></html>
-"""
 
 
 class ReportPage(Callback):
@@ -119,7 +98,7 @@ class ReportPage(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""
-        rows = self._rows(trainer, pl_module)
+        pairs = self._explained(trainer, pl_module)
         folder = log_folder(trainer)  # by all ranks: Lightning broadcasts it
         if not trainer.is_global_zero:
             return
@@ -128,14 +107,12 @@ class ReportPage(Callback):
         if lacking and self._named:
             rank_zero_warn(f"the report leaves out {lacking}: the run logged no value of them")
         spans = self._before_and_after()
-        page = _PAGE.format(
-            title=html.escape(f"{type(pl_module).__name__}, {trainer.global_step} steps"),
-            table="".join(
-                f"<tr><td>{html.escape(name)}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
-                for name, (before, after) in spans.items()
-            ),
-            curves=draw_curves(drawn) if drawn else "",
-            pairs="\n".join(_pair(group) for group in rows),
+        page = rendered(
+            "report",
+            title=f"{type(pl_module).__name__}, {trainer.global_step} steps",
+            spans=spans,
+            curves=Markup(draw_curves(drawn) if drawn else ""),
+            pairs=pairs,
         )
         folder.mkdir(parents=True, exist_ok=True)
         target = free_file(folder / "report.html")
@@ -160,8 +137,8 @@ class ReportPage(Callback):
             if name.startswith("val/") and (points := self._curves[name])
         }
 
-    def _rows(self, trainer: Trainer, pl_module: LightningModule) -> list[list[dict[str, Any]]]:
-        """Rows of the first pairs of the validation set, chosen and rejected side by side."""
+    def _explained(self, trainer: Trainer, pl_module: LightningModule) -> list[ExplainedPair]:
+        """The first pairs of the validation set."""
         loaders = trainer.val_dataloaders
         first = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
         if first is None:
@@ -173,10 +150,9 @@ class ReportPage(Callback):
         pl_module.on_predict_batch_start(batch, 0)
         prediction = trainer.strategy.predict_step(batch, 0)
         pl_module.train(was_training)
-        grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for row in prediction_rows(prediction, tokenizer_of(trainer)):
-            grouped[row["index"]].append(row)
-        return list(grouped.values())[: self.pairs]
+        results = Results(prediction.batch, prediction.values)
+        weights = {"weight": results["weights"]}
+        return explained_pairs([(results, weights)], tokenizer_of(trainer))[: self.pairs]
 
 
 def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
@@ -200,51 +176,3 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg")
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]
-
-
-def _pair(rows: list[dict[str, Any]]) -> str:
-    cells = "".join(
-        f"<div><h3>{html.escape(row['role'])}</h3><pre>{token_heat_map(row)}</pre></div>"
-        for row in rows
-    )
-    return f"<section><h3>Pair {rows[0]['index']}</h3><div class='pair'>{cells}</div></section>"
-
-
-def token_heat_map(row: dict[str, Any]) -> str:
-    """Tokens of a response, or their ids without text, on backgrounds as dark as their weights.
-
-    Args:
-        row: A row of :func:`lit_tidpo.callbacks.token_writer.prediction_rows`.
-
-    Returns:
-        HTML spans.
-    """
-    peak = max(map(abs, row["weights"]), default=0.0) or 1.0
-    tokens = row["tokens"] or [f" {token_id}" for token_id in row["token_ids"]]
-    spans = []
-    ratios = row.get("log_ratios") or [None] * len(tokens)  # without a reference there are none
-    for token, weight, ratio in zip(tokens, row["weights"], ratios, strict=True):
-        shade = f"rgba(220, 90, 20, {0.85 * abs(weight) / peak:.2f})"
-        note = f"weight {weight:.2f}" + ("" if ratio is None else f", log-ratio {ratio:+.2f}")
-        spans.append(f'<span style="background:{shade}" title="{note}">{visible(token)}</span>')
-    return "".join(spans)
-
-
-def visible(text: str) -> str:
-    r"""HTML of a text, in which nothing acts, reorders or hides.
-
-    Control and format characters (NUL, ESC, marks of direction), surrogates, unassigned ones and
-    line separators but the line feed and the tab come as their number.
-
-    Example:
-        >>> visible("<b>\u202e")
-        '&lt;b&gt;\\u202e'
-    """
-    return html.escape(
-        "".join(
-            f"\\u{ord(each):04x}"
-            if (unicodedata.category(each) in _UNSEEN or each in _BLANK) and each not in "\n\t"
-            else each
-            for each in text
-        )
-    )

@@ -29,6 +29,19 @@ _TITLES = {
     "tokens": "What predict writes",
     "trainer": "Lightning's Trainer",
 }
+_FUNCTIONS = {
+    "export": (
+        "lit_tidpo.models.export.export_checkpoint",
+        "Write a checkpoint's policy for AutoModelForCausalLM; adapters are merged.",
+        "runs/.../last.ckpt exported --dtype bfloat16",
+    ),
+    "explain": (
+        "lit_tidpo.commands.explain.explain_pairs",
+        "Write a page that shows prompts and responses, token by token.",
+        "runs/.../last.ckpt --pairs 20 --importance.mine gradient",
+    ),
+}
+"""The function of a command, what it does, and an example."""
 _CONVERT = """\
 usage: lit-tidpo convert [--output FILE] [--rows N] FILE
        lit-tidpo convert [--output FILE] [--rows N] COMMAND LINE
@@ -82,17 +95,22 @@ def training_page(command: str, sft: bool) -> str:
     return "\n".join([*lines, ""])
 
 
-def export_page() -> str:
-    """Help of ``export``."""
-    options = function_options("lit_tidpo.models.export.export_checkpoint")
+def function_page(command: str) -> str:
+    """Help of a command that is a function.
+
+    Args:
+        command: One of :data:`_FUNCTIONS`.
+    """
+    path, about, example = _FUNCTIONS[command]
+    options = function_options(path)
     places = [option for option in options if option.default is None]
     others = [option for option in options if option.default is not None]
     lines = [
-        f"usage: lit-tidpo export {' '.join(each.name.upper() for each in places)} [OPTIONS]",
+        f"usage: lit-tidpo {command} {' '.join(each.name.upper() for each in places)} [OPTIONS]",
         "",
-        "Write a checkpoint's policy for AutoModelForCausalLM; adapters are merged.",
+        about,
         "",
-        "  lit-tidpo export runs/.../last.ckpt exported --dtype bfloat16",
+        f"  lit-tidpo {command} {example}",
         "",
         *(f"  {each.name.upper()}\n{_wrapped(_plain(each.text))}" for each in places),
         *_lines(others, whole=True),
@@ -112,7 +130,7 @@ def page(words: list[str]) -> str | None:
         return training_page(command, sft)
     if command == "convert":
         return _CONVERT
-    return export_page() if command == "export" else None
+    return function_page(command) if command in _FUNCTIONS else None
 
 
 def _lines(options: Iterable[Option], whole: bool) -> Iterator[str]:

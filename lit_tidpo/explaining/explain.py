@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from torch import nn
 from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
-from lit_tidpo.explaining.pairs import ExplainedPair, explained_pairs
 from lit_tidpo.explaining.page import rendered
+from lit_tidpo.explaining.pairs import ExplainedPair, explained_pairs
 from lit_tidpo.explaining.subjects import Subject, subject_of
 from lit_tidpo.functional.importance import scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores
@@ -29,9 +28,12 @@ from lit_tidpo.schedules import at
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 
+Text = str | list[dict[str, Any]]
 Estimators = Mapping[str, ImportanceEstimator] | Sequence[str]
 
-_DEFAULT = ("hybrid", "difference", "surprisal")
+_LONGEST = 2**20
+"""Tokens of a typed pair at the most; models refuse what is too long for them."""
+_DEFAULT = ("hybrid", "difference", "entropy")
 
 
 @dataclass
@@ -49,9 +51,7 @@ class Explanation:
     def html(self) -> str:
         """The page."""
         roles = dict.fromkeys(each.role for pair in self.pairs for each in pair.responses)
-        return rendered(
-            "explanation", title=self.title, pairs=self.pairs, roles=["prompt", *roles]
-        )
+        return rendered("explanation", title=self.title, pairs=self.pairs, roles=["prompt", *roles])
 
     def save(self, path: str | Path) -> Path:
         """Write the page.
@@ -77,9 +77,9 @@ class Explanation:
 
 def explain(
     policy: str | Path | nn.Module,
-    prompt: str | list[dict[str, Any]],
-    chosen: str | list[dict[str, Any]],
-    rejected: str | list[dict[str, Any]],
+    prompt: Text,
+    chosen: Text,
+    rejected: Text,
     *,
     importance: Estimators | None = None,
     reference: str | nn.Module | None = None,
@@ -96,7 +96,7 @@ def explain(
         chosen: Text that goes on from the prompt, or messages.
         rejected: The same.
         importance: Estimators by a name of your choice, or names of plugins; by default that of
-            the checkpoint, or ``hybrid``, and beside it ``difference`` and ``surprisal``.
+            the checkpoint, or ``hybrid``, and beside it ``difference`` and ``entropy``.
         reference: Model of the log-ratios: a folder or name, or a model; by default what a
             checkpoint was trained against, and none of other policies.
         tokenizer: The tokenizer of a ``policy`` that is a model, which has to be given.
@@ -116,12 +116,8 @@ def explain(
         [')']
     """
     explainer = Explainer(subject_of(policy, reference, tokenizer), importance)
-    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    tokenised = PairTokenizer(explainer.tokenizer, TokenizationOptions(2**20, 2**19))(row, 0)
-    if tokenised["problem"]:
-        raise InputError(f"nothing to explain: {tokenised['problem']}")
-    pairs = explainer.explain([PairCollator()([tokenised])], anchor_tokens, seed)
-    return Explanation(pairs, "Token importance")
+    batch = explainer.batch(prompt, chosen, rejected)
+    return Explanation(explainer.explain([batch], anchor_tokens, seed), "Token importance")
 
 
 class Explainer:
@@ -155,6 +151,24 @@ class Explainer:
             subject.hand_out_attentions()
         check_compatible(module.models.policy, others, self.needs)
 
+    def batch(self, prompt: Text, chosen: Text, rejected: Text) -> ResponseBatch:
+        """A pair as a batch.
+
+        Args:
+            prompt: Text or messages.
+            chosen: A response to it.
+            rejected: Another one.
+
+        Raises:
+            InputError: If there is nothing to compare.
+        """
+        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        options = TokenizationOptions(_LONGEST, _LONGEST // 2)
+        tokenised = PairTokenizer(self.tokenizer, options)(row, 0)
+        if tokenised["problem"]:
+            raise InputError(f"nothing to explain: {tokenised['problem']}")
+        return PairCollator()([tokenised])
+
     def explain(
         self, batches: Iterable[ResponseBatch], anchor_tokens: int = 0, seed: int = 0
     ) -> list[ExplainedPair]:
@@ -169,7 +183,9 @@ class Explainer:
 
     def _explain(self, batch: ResponseBatch, anchor_tokens: int, seed: int) -> list[ExplainedPair]:
         objective, models = self.module.objective, self.module.models
-        batch = self.module.transfer_batch_to_device(batch, next(models.policy.parameters()).device, 0)
+        batch = self.module.transfer_batch_to_device(
+            batch, next(models.policy.parameters()).device, 0
+        )
         asked = [batch]
         if anchor_tokens:
             sampler = Generation(AnchorOptions(max_new_tokens=anchor_tokens))
@@ -195,10 +211,8 @@ def _estimators(subject: Subject, given: Estimators | None) -> dict[str, Importa
     """Estimators by name."""
     if isinstance(given, Mapping):
         return dict(given)
-    own = None if subject.data is None else subject.module.objective.importance
-    if given is None:
-        start = {} if own is None else {"of the run": own}
-        names = _DEFAULT if own is None else _DEFAULT[1:]
-    else:
-        start, names = {}, tuple(given)
-    return start | {name: load(IMPORTANCE, name, ImportanceEstimator)() for name in names}
+    found: dict[str, ImportanceEstimator] = {}
+    if given is None and subject.data is not None:
+        found["of the run"] = subject.module.objective.importance
+    names = _DEFAULT[len(found) :] if given is None else given
+    return found | {name: load(IMPORTANCE, name, ImportanceEstimator)() for name in names}

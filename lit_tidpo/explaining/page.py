@@ -111,7 +111,7 @@ def shown_tokens(response: ExplainedResponse, pair: ExplainedPair) -> list[Shown
     ]
     notes = _notes(response)
     return [
-        ShownToken(text, edited, [own[place] for own in levels], notes[place])
+        ShownToken(text.replace("\n", "↵\n"), edited, [own[place] for own in levels], notes[place])
         for place, (text, edited) in enumerate(zip(response.tokens, response.edited, strict=True))
     ]
 

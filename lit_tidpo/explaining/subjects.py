@@ -103,7 +103,7 @@ def _of_a_checkpoint(path: Path, reference: str | None) -> Subject:
     content = read_checkpoint(path)
     config = policy_config(content, path)
     data = dict(content.get("datamodule_hyper_parameters") or {})
-    replaced = {} if reference is None else {"reference": reference}
+    replaced: dict[str, Any] = {} if reference is None else {"reference": reference}
     with explained(f"checkpoint {str(path)!r} is none of preference optimisation"):
         module = PreferenceModule.load_from_checkpoint(
             path, map_location="cpu", layout="padded", reference_cache=None, **replaced

@@ -14,8 +14,9 @@ from lit_tidpo.structures import Results
 class DifferenceImportance(ImportanceEstimator):
     """1 for tokens that an edit of the one response into the other takes away or puts in.
 
-    The edit is that of :func:`lit_tidpo.edits.changed` over token ids. Among several responses a token's score is the mean over the other ones of its
-    prompt; where there is none, and where nothing differs, all tokens are alike.
+    The edit is that of :func:`lit_tidpo.edits.changed` over token ids. Among several responses a
+    token's score is the mean over the other ones of its prompt; where there is none, and where
+    nothing differs, all tokens are alike.
 
     Args:
         background: Score of the tokens that stay, 0 to 1.
@@ -36,8 +37,8 @@ class DifferenceImportance(ImportanceEstimator):
         ]
         found: list[list[Tensor]] = [[] for _ in responses]
         for pair in results.batch.pairs_of_rows():
-            marks = changed(*(responses[row] for row in pair))
-            for row, own in zip(pair, marks, strict=True):
+            edit = changed(*(responses[row] for row in pair))
+            for row, own in zip(pair, edit, strict=True):
                 found[row].append(torch.where(torch.tensor(own), 1.0, self.background))
         scores = torch.zeros(mask.shape)
         for row, marks in enumerate(found):

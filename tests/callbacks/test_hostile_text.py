@@ -1,15 +1,16 @@
-"""The report page with text that means harm, in a real browser where there is one."""
+"""The pages with text that means harm, in a real browser where there is one."""
 
 from __future__ import annotations
 
 import html
 import re
-import shutil
-import subprocess
 
 import pytest
+from markupsafe import Markup
 
-from lit_tidpo.callbacks.report_page import _PAGE, _pair, visible
+from lit_tidpo.explaining.explain import Explanation
+from lit_tidpo.explaining.page import rendered, visible
+from lit_tidpo.explaining.pairs import ExplainedPair, ExplainedResponse
 
 HOSTILE = [
     "<script>document.title='run'</script>",
@@ -25,29 +26,26 @@ HOSTILE = [
 ]
 
 
-def page(pairs=None):
-    row = {"index": 0, "role": "<b>chosen", "tokens": HOSTILE, "weights": [1.0] * len(HOSTILE)}
-    pairs = _pair([row]) if pairs is None else pairs
-    return _PAGE.format(title="as it was", table="", curves="", pairs=pairs)
+def pair():
+    """Harm in the prompt, the tokens, and the names of roles, estimators and quantities."""
+    count = len(HOSTILE)
+    response = ExplainedResponse(
+        f"{HOSTILE[0]}\"'>",
+        [*range(count)],
+        HOSTILE,
+        [True] * count,
+        {f"{HOSTILE[1]}\"'>": [1.0] * count, "other": [0.5] * count},
+        {f"</option>{HOSTILE[0]}\"'>": [-1.0] * count},
+    )
+    return ExplainedPair(0, "".join(HOSTILE), [response])
 
 
-@pytest.fixture
-def browse(tmp_path):
-    """What a browser makes of a page, as HTML."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium or google-chrome on this machine")
+def report(curves=""):
+    return rendered("report", title="as it was", spans={}, curves=Markup(curves), pairs=[pair()])
 
-    def run(text):
-        (tmp_path / "page.html").write_text(text, encoding="utf-8")
-        quiet = ["--disable-gpu", "--disable-background-networking", "--disable-sync"]
-        command = [browser, "--headless", "--no-sandbox", "--no-first-run", *quiet]
-        command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
-        command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=600)
-        return done.stdout.decode()
 
-    return run
+def explanation():
+    return Explanation([pair()], "as it was").html()
 
 
 def title(dom):
@@ -55,26 +53,30 @@ def title(dom):
 
 
 @pytest.mark.slow
-def test_nothing_runs_and_all_is_shown_as_it_is(browse):
+@pytest.mark.parametrize("page", [report, explanation])
+def test_nothing_runs_and_all_is_shown_as_it_is(browse, page):
     dom = browse(page())
     assert title(dom) == "as it was"
     assert not re.search(r"<(script|img|svg|style|b)\b", dom.partition("<body>")[2])
-    shown = re.findall(r"<span [^>]*>(.*?)</span>", dom, re.DOTALL)
-    assert [html.unescape(each) for each in shown] == [html.unescape(visible(t)) for t in HOSTILE]
+    shown = re.findall(r'<span class="token[^>]*>(.*?)</span>', dom, re.DOTALL)
+    assert [html.unescape(each) for each in shown] == [visible(text) for text in HOSTILE]
+    prompt = re.search(r'<section data-role="prompt".*?<span>(.*?)</span>', dom, re.DOTALL)
+    assert html.unescape(prompt.group(1)) == visible("".join(HOSTILE))
 
 
 @pytest.mark.slow
 def test_the_policy_of_the_page_stops_what_would_get_through(browse):
     """A script that stands in the page as it is does not run; without the policy it would."""
-    raw = page(pairs=f"{HOSTILE[0]}{HOSTILE[1]}")
+    raw = report(curves=f"{HOSTILE[0]}{HOSTILE[1]}")
     assert title(browse(raw)) == "as it was"
-    assert title(browse(re.sub("<meta http-equiv.*?>", "", raw, flags=re.DOTALL))) == "run"
+    without = re.sub('<meta http-equiv="Content-Security-Policy".*?>', "", raw, flags=re.DOTALL)
+    assert title(browse(without)) == "run"
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("<a href='x'>", "&lt;a href=&#x27;x&#x27;&gt;"),
+        ("<a href='x'>", "<a href='x'>"),
         ("a\tb\nc é 漢 🙂", "a\tb\nc é 漢 🙂"),
         ("\x00\x1b\u202e\u2028\ufeff\ufdd0", "\\u0000\\u001b\\u202e\\u2028\\ufeff\\ufdd0"),
     ],

@@ -7,29 +7,12 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from lit_tidpo import PreferenceModule
-from lit_tidpo.callbacks.report_page import ReportPage, draw_curves, token_heat_map
+from lit_tidpo.callbacks.report_page import ReportPage, draw_curves
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.testing import tiny_batch, tiny_policy
-
-
-def test_a_token_is_as_dark_as_its_weight_and_its_text_is_escaped():
-    row = {"tokens": ["<s>", " a"], "weights": [0.5, 2.0], "log_ratios": [-0.25, 0.0]}
-    assert token_heat_map(row) == (
-        '<span style="background:rgba(220, 90, 20, 0.21)" title="weight 0.50, log-ratio -0.25">'
-        "&lt;s&gt;</span>"
-        '<span style="background:rgba(220, 90, 20, 0.85)" title="weight 2.00, log-ratio +0.00">'
-        " a</span>"
-    )
-
-
-def test_without_a_reference_a_token_tells_its_weight_alone():
-    row = {"tokens": [], "token_ids": [7], "weights": [1.0]}
-    assert token_heat_map(row) == (
-        '<span style="background:rgba(220, 90, 20, 0.85)" title="weight 1.00"> 7</span>'
-    )
 
 
 def test_curves_are_one_drawing_with_their_names():
@@ -83,6 +66,8 @@ def test_plain_loaders_show_ids_and_no_validation_no_pairs(tmp_path, validation,
     )
     trainer.fit(module, loader, validation(loader))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("<section>") == pages
+    assert page.count("<article") == pages
     token = batch.input_ids[0, batch.prompt_lengths[0]].item()
     assert page.count(f"> {token}</span>") >= pages
+    prompt = " ".join(map(str, batch.input_ids[0, : batch.prompt_lengths[0]].tolist()))
+    assert page.count(f"<span> {prompt}</span>") == pages
