@@ -22,6 +22,12 @@ _SHOWN = {
 }
 """What is shown besides weights and log-ratios, where it was computed; all in nats."""
 
+_CONTEXT = 8
+"""Tokens before one that its text may hang on."""
+
+_INCOMPLETE = "\ufffd"
+"""What tokenizers decode a part of a letter to."""
+
 
 @dataclass(frozen=True)
 class ExplainedResponse:
@@ -30,7 +36,7 @@ class ExplainedResponse:
     Attributes:
         role: ``chosen``, ``rejected``, ``anchor``, ...
         token_ids: Its tokens.
-        tokens: Their texts; the ids where there is no tokenizer.
+        tokens: Their texts, see :func:`token_texts`; the ids where there is no tokenizer.
         edited: Whether an edit of the chosen into the rejected response takes the token away or
             puts it in; of the first two responses alone.
         weights: Importance weights by estimator.
@@ -117,11 +123,11 @@ def explained_pairs(
                     continue
                 index, mask = int(batch.index[owners[row]]), results.mask[row]
                 prompt = batch.input_ids[row, : int(batch.prompt_lengths[row])].tolist()
-                prompts.setdefault(index, "".join(_texts(prompt, tokenizer, whole=True)))
+                prompts.setdefault(index, "".join(token_texts(prompt, [], tokenizer)))
                 token_ids = batch.input_ids[row][mask].tolist()
                 weighed = {name: values[row][mask].tolist() for name, values in weights.items()}
                 others = {name: values[row][mask].tolist() for name, values in shown.items()}
-                texts = _texts(token_ids, tokenizer)
+                texts = token_texts(token_ids, prompt, tokenizer)
                 untouched = [False] * len(token_ids)
                 found[index].append(
                     ExplainedResponse(role, token_ids, texts, untouched, weighed, others)
@@ -129,11 +135,30 @@ def explained_pairs(
     return [ExplainedPair(index, prompts[index], _marked(own)) for index, own in found.items()]
 
 
-def _texts(token_ids: list[int], tokenizer: Any, whole: bool = False) -> list[str]:
+def token_texts(token_ids: list[int], before: list[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text before it; joined they are the text.
+
+    On its own a token may lose the space that it begins with, or be a part of a letter.
+
+    Args:
+        token_ids: The tokens.
+        before: Those before them.
+        tokenizer: Decodes; None gives ids.
+
+    Returns:
+        A text for each token, empty where the next one completes the letter.
+    """
     if tokenizer is None:
         return [f" {token}" for token in token_ids]
-    groups = [token_ids] if whole else [[token] for token in token_ids]
-    return [str(tokenizer.decode(group)) for group in groups]
+    ids, texts = [*before[-_CONTEXT:], *token_ids], []
+    for place in range(len(ids) - len(token_ids), len(ids)):
+        first = max(0, place - _CONTEXT)
+        known, more = (
+            str(tokenizer.decode(ids[first:end])).rstrip(_INCOMPLETE) for end in (place, place + 1)
+        )
+        joins = more.startswith(known)
+        texts.append(more[len(known) :] if joins else str(tokenizer.decode([ids[place]])))
+    return texts
 
 
 def _marked(responses: list[ExplainedResponse]) -> list[ExplainedResponse]:

@@ -6,10 +6,13 @@ import re
 from importlib.resources import files
 
 import pytest
+from modules.runs import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from lit_tidpo.explaining.explain import Explanation
 from lit_tidpo.explaining.page import columns, shown_tokens
-from lit_tidpo.explaining.pairs import ExplainedPair, ExplainedResponse
+from lit_tidpo.explaining.pairs import ExplainedPair, ExplainedResponse, token_texts
 
 
 def response(role, weights, other, ratios=(0.0, -0.5, 0.25), edited=(False, True, False)):
@@ -49,6 +52,11 @@ def test_ranks_go_by_size_and_ties_share_the_better_one():
     assert PAIRS[0].responses[0].ranks("first") == [1, 1, 1]
 
 
+def test_a_part_of_a_letter_can_be_pointed_at():
+    part = ExplainedResponse("", [1], [""], [False], {"one": [1.0]}, {})
+    assert shown_tokens(part, ExplainedPair(0, "", [part]))[0].text == "\ufffd"
+
+
 def test_a_token_tells_its_numbers_and_is_shaded_by_its_part_of_the_largest():
     token = shown_tokens(PAIRS[1].responses[0], PAIRS[1])[2]
     assert token.levels == [-50, 0, 50]
@@ -56,6 +64,24 @@ def test_a_token_tells_its_numbers_and_is_shaded_by_its_part_of_the_largest():
     assert token.note == "first -1 (rank 2 of 3), second 0 (rank 2 of 3), log-ratio +0.250"
     assert columns(PAIRS) == {"weights": ["first", "second"], "other quantities": ["log-ratio"]}
     assert columns([]) == {}
+
+
+def test_texts_of_tokens_join_to_the_text():
+    """Where each token alone would lose its space (as in Llama 2), or be a part of a letter."""
+    words = Tokenizer(models.WordLevel({"▁a": 0, "▁b": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    spaced = PreTrainedTokenizerFast(tokenizer_object=words)
+    assert spaced.decode([1]) == "b"
+    assert token_texts([0, 1, 1], [], spaced) == ["a", " b", " b"]
+    assert token_texts([1, 1], [0], spaced) == [" b", " b"]
+    of_bytes = byte_tokenizer()
+    text = "a漢é 🙂b"
+    ids = of_bytes(text, add_special_tokens=False)["input_ids"]
+    found = token_texts(ids[1:], ids[:1], of_bytes)
+    assert len(ids) == len(text.encode())
+    assert found == ["", "", "漢", "", "é", " ", "", "", "", "🙂", "b"]
 
 
 def test_a_notebook_gets_the_page_in_a_frame():
