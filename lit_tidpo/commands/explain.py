@@ -82,7 +82,7 @@ def explain_pairs(
     explainer = Explainer(subject, importance)
     batches: Iterable[ResponseBatch]
     if prompt is None or chosen is None or rejected is None:
-        data = _data(model, subject, pairs, batch_size, source, split, max_length)
+        data = pairs_of(model, subject, pairs, batch_size, source, split, max_length)
         batches = islice(data.predict_dataloader(), -(-pairs // batch_size))
         title = f"{model}: {data.source.source}, {data.predict_split}"
     elif (source, split, max_length) != (None, None, None):
@@ -102,7 +102,7 @@ def _check_typed(texts: dict[str, str | None]) -> None:
         raise InputError(f"a pair was typed without {' and '.join(missing)}: give all three texts")
 
 
-def _data(
+def pairs_of(
     model: str,
     subject: Subject,
     pairs: int,
@@ -111,7 +111,7 @@ def _data(
     split: str | None,
     max_length: int | None,
 ) -> PreferenceDataModule:
-    """The data, with the split that is explained."""
+    """The data, with the split that is explained; see :func:`explain_pairs`."""
     options: dict[str, Any] = dict(subject.data or {"tokenizer": model})
     given = {"source": source, "predict_split": split, "max_length": max_length}
     options |= {name: value for name, value in given.items() if value is not None}

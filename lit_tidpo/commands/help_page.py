@@ -40,6 +40,11 @@ _FUNCTIONS = {
         "Write a page that shows prompts and responses, token by token.",
         "runs/.../last.ckpt --pairs 20 --importance.mine gradient",
     ),
+    "audit": (
+        "lit_tidpo.commands.audit.audit_pairs",
+        "Tell which tokens and classes of words carry the weight over a data set.",
+        "runs/.../last.ckpt words.json --pairs 500",
+    ),
 }
 """The function of a command, what it does, and an example."""
 _CONVERT = """\
