@@ -14,7 +14,8 @@ from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import locate
 from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
 from lit_tidpo.models.policy import PolicyConfig, build_policy, lora_options
-from lit_tidpo.models.quirks import evaluating, most_positions, vocabulary_size
+from lit_tidpo.models.quantization import is_quantized
+from lit_tidpo.models.quirks import evaluating, inner_model, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
 
 _PREFIX = "policy."
@@ -156,11 +157,12 @@ def merge_adapters(policy: Any) -> Any:
     """Merge LoRA adapters into their base model.
 
     Raises:
-        InputError: If the base is quantised to 4 bits, where merging loses what was learned.
+        InputError: If the base is quantised, where merging rounds away what was learned.
     """
-    if getattr(policy, "is_loaded_in_4bit", False):
+    if is_quantized(inner_model(policy)):
         raise InputError(
-            "adapters cannot be merged into a 4-bit base without loss: load it in bfloat16 first"
+            "adapters cannot be merged into a quantised base without loss: export them alone with "
+            "--adapter, and merge them into the base as it was before"
         )
     return policy.merge_and_unload()
 

@@ -19,6 +19,11 @@ from lit_tidpo.models.adapted_layers import not_to_adapt
 from lit_tidpo.models.experts import silence_router
 from lit_tidpo.models.offload import offload_activations
 from lit_tidpo.models.proofs import check_causal
+from lit_tidpo.models.quantization import (
+    Quantization,
+    keep_differentiable,
+    quantization_settings,
+)
 from lit_tidpo.models.quirks import (
     attention_kernel,
     check_untied,
@@ -84,6 +89,8 @@ class PolicyConfig:
             ``config.json``.
         init_seed: Seed of new weights: random ones, and those of new adapters.
         dtype: Type of the parameters; ``auto`` takes the one that they are stored in.
+        quantization: Weights under adapters: ``nf4`` of 4 bits, by bitsandbytes, or ``int8``, by
+            torchao. A reference of its own is not quantised.
         attn_implementation: Attention kernel; ``auto`` takes ``sdpa``, or ``eager`` where the model
             has no other, with a word. The attention estimator needs ``eager``.
         lora: Train adapters instead of all parameters.
@@ -108,6 +115,7 @@ class PolicyConfig:
     init: Init = "pretrained"
     init_seed: int = 0
     dtype: DType = "float32"
+    quantization: Quantization | None = None
     attn_implementation: str = "auto"
     lora: LoraOptions | None = None
     adapter: str | None = None
@@ -122,6 +130,8 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         check_choice("policy.init", self.init, Init)
         check_choice("policy.dtype", self.dtype, DType)
+        if self.quantization is not None:
+            self._check_quantization()
         if not 0 <= self.init_seed < 2**63:
             raise InputError(f"policy.init_seed={self.init_seed}: expected 0 or more")
         if self.init_seed and self.init == "pretrained" and self.lora is None:
@@ -152,6 +162,24 @@ class PolicyConfig:
         if self.lora is not None and self.adapter is not None:
             raise InputError(
                 "policy.lora starts a new adapter and policy.adapter goes on with one: set one"
+            )
+
+    def _check_quantization(self) -> None:
+        check_choice("policy.quantization", self.quantization, Quantization)
+        given = f"policy.quantization={self.quantization!r}"
+        if self.lora is None and self.adapter is None:
+            raise InputError(
+                f"{given} makes weights that cannot be trained: set policy.lora, or leave it out"
+            )
+        if self.save_frozen:
+            raise InputError(
+                f"{given} makes weights that checkpoints do not hold: set "
+                "policy.save_frozen=false, so that they are made of policy.path again"
+            )
+        if self.init == "random" or self.gguf_file is not None:
+            raise InputError(
+                f"{given} quantises weights while they are read from policy.path: leave "
+                "policy.init and policy.gguf_file out"
             )
 
 
@@ -255,6 +283,16 @@ def _load(config: PolicyConfig) -> Any:
                 "causal language model: expected a model of text alone; of one that sees or hears, "
                 "name a folder that holds its language model"
             )
+        if config.quantization is not None:
+            if not _reads_weights.get():
+                raise InputError(
+                    f"policy.quantization={config.quantization!r} is made while weights are read, "
+                    "which nothing is here: leave it out"
+                )
+            loading["dtype"] = _dtype(config, architecture)
+            loading["quantization_config"] = quantization_settings(
+                config.quantization, loading["dtype"]
+            )
         if config.init == "pretrained" and _reads_weights.get():
             if config.gguf_file is not None:
                 from transformers import GgufConfig
@@ -264,8 +302,7 @@ def _load(config: PolicyConfig) -> Any:
             model, found = load(path, output_loading_info=True, **loading, **options)
             _check_weights(config.path, found)
         else:
-            if config.dtype == "auto":
-                loading["dtype"] = architecture.dtype or torch.float32
+            loading["dtype"] = _dtype(config, architecture)
             with seeded(config.init_seed):
                 model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     architecture, trust_remote_code=config.trust_remote_code, **loading
@@ -276,10 +313,19 @@ def _load(config: PolicyConfig) -> Any:
                 )
         silence_router(model)
         keep_weights(model)
+        keep_differentiable(model)
         check_causal(model)
     if config.attn_implementation == "auto" and attention_kernel(model) == "eager":
         rank_zero_info(f"{type(model).__name__} runs eager attention: it has no other")
     return model
+
+
+def _dtype(config: PolicyConfig, architecture: Any) -> torch.dtype:
+    """Type of the parameters, by itself."""
+    if config.dtype == "auto":
+        return architecture.dtype or torch.float32
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
 
 
 def _check_weights(path: str, found: dict[str, Any]) -> None:

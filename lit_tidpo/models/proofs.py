@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.packing import PACKED_ATTENTION
+from lit_tidpo.models.quantization import dense
 from lit_tidpo.models.quirks import (
     attention_kernel,
     attention_maps,
@@ -34,7 +35,7 @@ def proving(model: nn.Module) -> Iterator[None]:
     What is all zero meanwhile is not: a gate or a kernel that starts at zero hides what it will let
     through once it is trained.
     """
-    zero = [each for each in model.parameters() if each.is_floating_point() and not each.any()]
+    zero = [p for p in model.parameters() if p.is_floating_point() and not dense(p).any()]
     with (
         evaluating(model),
         torch.inference_mode(False),

@@ -21,6 +21,7 @@ from lit_tidpo.devices.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.quantization import dense
 from lit_tidpo.modules.callback_checks import check_callbacks
 from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
 from lit_tidpo.modules.rounding import round_stochastically
@@ -165,8 +166,11 @@ class PolicyModule(LightningModule):
         for optimizer in self.trainer.optimizers[:1]:
             checkpoint["optimizer"] = kept_settings(self.family.inner_optimizer(optimizer))
         if not self.policy_config.save_frozen:
-            for name in self._frozen_names():
-                del checkpoint["state_dict"][name]
+            state = checkpoint["state_dict"]
+            for frozen in self._frozen_names():
+                # with the scales that bitsandbytes puts below a weight's name
+                for name in [n for n in state if n == frozen or n.startswith(f"{frozen}.")]:
+                    del state[name]
 
     def _frozen_names(self) -> list[str]:
         return [name for name, value in self.named_parameters() if not value.requires_grad]
@@ -348,5 +352,5 @@ def _check_weights(module: nn.Module) -> None:
             f"{name} holds weights that are NaN or infinite before the first step: load other "
             "weights, or an earlier checkpoint"
         )
-        checks.expect(parameter.detach().isfinite().all(), error)
+        checks.expect(dense(parameter).isfinite().all(), error)
     checks.settle()

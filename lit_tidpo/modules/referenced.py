@@ -179,6 +179,7 @@ class ReferencedModule(PolicyModule):
             self.policy_config,
             lora=None,
             adapter=adapter,
+            quantization=None,
             activation_checkpointing=False,
             activation_offload=False,
             save_frozen=True,

@@ -86,6 +86,11 @@ class StrategyFamily:
                 f"precision={run.precision.precision} would cast the policy, its positions "
                 "included, but not the reference: set policy.dtype, or use precision=bf16-mixed"
             )
+        if self.resumes_folders and run.config.quantization is not None:
+            raise InputError(
+                f"policy.quantization={run.config.quantization!r} is not proven to be right with a "
+                "strategy that shares weights out: use strategy=ddp"
+            )
         if self.resumes_folders and not run.config.save_frozen:
             raise InputError(
                 "policy.save_frozen=false does not go with a strategy that writes and reads its "

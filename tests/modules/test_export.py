@@ -162,9 +162,9 @@ def test_a_corrupt_checkpoint_stops_the_command_early(model_folder, source, tmp_
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_merging_into_four_bits_is_refused():
-    policy = SimpleNamespace(is_loaded_in_4bit=True, merge_and_unload=lambda: None)
-    with pytest.raises(InputError, match="cannot be merged into a 4-bit base"):
+def test_merging_into_a_quantised_base_is_refused():
+    policy = SimpleNamespace(hf_quantizer=object(), merge_and_unload=lambda: None)
+    with pytest.raises(InputError, match="cannot be merged into a quantised base"):
         merge_adapters(policy)
 
 

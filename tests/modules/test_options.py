@@ -467,6 +467,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "init": Flip(logits, "random"),
         "init_seed": Flip(logits, 1, {"init": "random"}),
         "dtype": Flip(dtypes, "bfloat16"),
+        "quantization": Flip(logits, "nf4", refused="cannot be trained"),
         "attn_implementation": Flip(kernel, "eager"),
         "lora": Flip(trained_parameters, LoraOptions(r=2)),
         "adapter": Flip(logits, of_world("adapter")),
