@@ -79,7 +79,12 @@ def evaluate(
     for which, config in _models(model, base):
         policy: Any = build_policy(config)
         tokenizer = load_tokenizer(
-            config.path, None, config.revision, config.trust_remote_code, config.gguf_file
+            config.path,
+            None,
+            config.revision,
+            config.trust_remote_code,
+            config.gguf_file,
+            config.added_tokens,
         )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with explained(f"the tasks {tasks} cannot be run"):

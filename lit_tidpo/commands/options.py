@@ -18,6 +18,7 @@ LINKED = {
     "data.tokenizer": "model.policy.path",
     "data.tokenizer_revision": "model.policy.revision",
     "data.tokenizer_gguf_file": "model.policy.gguf_file",
+    "data.added_tokens": "model.policy.added_tokens",
     "data.trust_remote_code": "model.policy.trust_remote_code",
 }
 """Options that follow others, and cannot be typed."""

@@ -54,6 +54,7 @@ class PreferenceDataModule(LightningDataModule):
         tokenizer_revision: Branch, tag or commit of a tokenizer on the Hub.
         trust_remote_code: Let the tokenizer's repository run its own code.
         tokenizer_gguf_file: Name of the GGUF file there that holds the tokenizer.
+        added_tokens: Texts that become tokens of their own.
         name: Configuration of a Hub data set that has several.
         revision: Branch, tag or commit of a Hub data set.
         columns: For each of our names of columns the one in the data, such as ``{prompt: question,
@@ -108,6 +109,7 @@ class PreferenceDataModule(LightningDataModule):
         tokenizer_revision: str | None = None,
         trust_remote_code: bool = False,
         tokenizer_gguf_file: str | None = None,
+        added_tokens: list[str] | None = None,
         name: str | None = None,
         revision: str | None = None,
         columns: dict[str, str | None] | None = None,
@@ -165,6 +167,7 @@ class PreferenceDataModule(LightningDataModule):
         self.tokenizer_revision = tokenizer_revision
         self.trust_remote_code = trust_remote_code
         self.tokenizer_gguf_file = tokenizer_gguf_file
+        self.added_tokens = added_tokens
         self.test_split = test_split
         self.predict_split = predict_split
         self.invalid_rows = invalid_rows
@@ -227,6 +230,7 @@ class PreferenceDataModule(LightningDataModule):
             self.tokenizer_revision,
             self.trust_remote_code,
             self.tokenizer_gguf_file,
+            self.added_tokens,
         )
         return PairTokenizer(tokenizer, self.options)
 

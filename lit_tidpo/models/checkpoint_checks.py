@@ -48,7 +48,7 @@ def check_checkpoint(
             f"model.policy.lora={has}: give it the configuration that was saved beside the "
             "checkpoint's logs"
         )
-    names = ("path", "revision", "init", "init_seed", "adapter")
+    names = ("path", "revision", "init", "init_seed", "adapter", "added_tokens")
     before = {f"policy.{name}": policy[name] for name in names if name in policy}
     before |= {"reference": saved["reference"]} if "reference" in saved else {}
     changed = [

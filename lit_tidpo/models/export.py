@@ -102,7 +102,8 @@ def export_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
         written = Path(beside) / "model"
-        policy.save_pretrained(written)
+        # The embeddings are the base's, but for rows of added tokens, which the adapter has.
+        policy.save_pretrained(written, **({"save_embedding_layers": False} if adapter else {}))
         tokenizer.save_pretrained(written)
         as_written = PolicyConfig(str(written), dtype="auto", disable_dropout=False)
         if adapter:
@@ -195,7 +196,13 @@ def saved_tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:
             data.get("tokenizer_revision"),
             data.get("trust_remote_code", False),
             data.get("tokenizer_gguf_file"),
+            config.added_tokens,
         )
     return load_tokenizer(
-        config.path, None, config.revision, config.trust_remote_code, config.gguf_file
+        config.path,
+        None,
+        config.revision,
+        config.trust_remote_code,
+        config.gguf_file,
+        config.added_tokens,
     )

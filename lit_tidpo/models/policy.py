@@ -25,6 +25,7 @@ from lit_tidpo.models.quantization import (
     quantization_settings,
 )
 from lit_tidpo.models.quirks import (
+    add_rows,
     attention_kernel,
     check_untied,
     checkpoint_activations,
@@ -32,7 +33,9 @@ from lit_tidpo.models.quirks import (
     disable_dropout,
     is_causal_type,
     keep_weights,
+    token_layers,
 )
+from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.seeding import seeded
 
 if TYPE_CHECKING:
@@ -91,6 +94,9 @@ class PolicyConfig:
         dtype: Type of the parameters; ``auto`` takes the one that they are stored in.
         quantization: Weights under adapters: ``nf4`` of 4 bits, by bitsandbytes, or ``int8``, by
             torchao. A reference of its own is not quantised.
+        added_tokens: Texts that become tokens of their own. Their rows of the embeddings start as
+            the mean of the others and are trained, beside adapters, too; the reference keeps them
+            as they start.
         attn_implementation: Attention kernel; ``auto`` takes ``sdpa``, or ``eager`` where the model
             has no other, with a word. The attention estimator needs ``eager``.
         lora: Train adapters instead of all parameters.
@@ -116,6 +122,7 @@ class PolicyConfig:
     init_seed: int = 0
     dtype: DType = "float32"
     quantization: Quantization | None = None
+    added_tokens: list[str] | None = None
     attn_implementation: str = "auto"
     lora: LoraOptions | None = None
     adapter: str | None = None
@@ -237,7 +244,7 @@ def build_policy(config: PolicyConfig) -> PreTrainedModel:
     """
     model: Any = _load(config)
     if config.lora is not None:
-        model = _with_lora(model, config.lora, config.init_seed)
+        model = _with_lora(model, config.lora, config)
     if config.adapter is not None:
         model = _with_adapter(model, config.adapter)
     policy: PreTrainedModel = model.train()
@@ -311,6 +318,9 @@ def _load(config: PolicyConfig) -> Any:
                 model.generation_config = GenerationConfig.from_pretrained(
                     path, revision=config.revision or "main"
                 )
+        if config.added_tokens is not None:
+            with seeded(config.init_seed):
+                add_rows(model, _tokenizer(config))
         silence_router(model)
         keep_weights(model)
         keep_differentiable(model)
@@ -346,7 +356,19 @@ def _check_weights(path: str, found: dict[str, Any]) -> None:
         )
 
 
-def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrainedModel:
+def _tokenizer(config: PolicyConfig) -> Any:
+    """The tokenizer of the path, with the added tokens."""
+    return load_tokenizer(
+        config.path,
+        None,
+        config.revision,
+        config.trust_remote_code,
+        config.gguf_file,
+        config.added_tokens,
+    )
+
+
+def _with_lora(model: PreTrainedModel, lora: LoraOptions, config: PolicyConfig) -> PreTrainedModel:
     peft = _import_peft()
     adapters = peft.LoraConfig(
         r=lora.r,
@@ -360,6 +382,9 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
         alpha_pattern=lora.alpha_pattern,
         task_type="CAUSAL_LM",
     )
+    if config.added_tokens is not None:
+        ids = _tokenizer(config).convert_tokens_to_ids(config.added_tokens)
+        adapters.trainable_token_indices = dict.fromkeys(token_layers(model), ids)
     if lora.target_modules is None:
         adapters.exclude_modules = not_to_adapt(model) or None
         if adapters.exclude_modules:
@@ -368,7 +393,7 @@ def _with_lora(model: PreTrainedModel, lora: LoraOptions, seed: int) -> PreTrain
                 f"the model uses in other ways, such as {adapters.exclude_modules[0]}"
             )
     # All ranks start alike, whatever else they drew.
-    with explained("policy.lora cannot be applied"), seeded(seed):
+    with explained("policy.lora cannot be applied"), seeded(config.init_seed):
         adapted: PreTrainedModel = peft.get_peft_model(model, adapters)
         check_untied(adapted)
         check_causal(adapted)

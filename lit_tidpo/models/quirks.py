@@ -171,7 +171,27 @@ def head_outside(model: nn.Module) -> nn.Linear | None:
 
 def vocabulary_size(model: nn.Module) -> int:
     """Entries of the input embeddings."""
-    return int(input_layer(model).num_embeddings)  # type: ignore[arg-type]
+    layer = input_layer(model)
+    while not hasattr(layer, "num_embeddings"):  # peft's wrapper of single tokens' rows
+        layer = layer.original_module  # type: ignore[assignment]
+    return int(layer.num_embeddings)  # type: ignore[arg-type]
+
+
+def add_rows(model: Any, tokenizer: Any) -> None:
+    """Give each token of a tokenizer a row of the embeddings; a new one is the mean of the others.
+
+    Models often have more rows than tokens; those serve as they are.
+    """
+    if len(tokenizer) > vocabulary_size(model):
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def token_layers(model: Any) -> list[str]:
+    """Names of the modules with a row for each token; of tied ones, of the embeddings alone."""
+    layers = [input_layer(model)]
+    if not model.config.get_text_config().tie_word_embeddings:
+        layers.append(output_layer(model))
+    return [name for name, module in model.named_modules() if any(module is x for x in layers)]
 
 
 def check_untied(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ def load_tokenizer(
     revision: str | None = None,
     trust_remote_code: bool = False,
     gguf_file: str | None = None,
+    added_tokens: Sequence[str] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer, with another chat template if one is given.
 
@@ -27,12 +29,13 @@ def load_tokenizer(
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Let the repository run its own code.
         gguf_file: Name of the GGUF file there that holds it.
+        added_tokens: Texts that become tokens of their own.
 
     Returns:
         The tokenizer.
 
     Raises:
-        InputError: If there is no tokenizer or no template.
+        InputError: If there is no tokenizer or no template, or an added token is there already.
     """
     from transformers import AutoTokenizer
 
@@ -51,6 +54,13 @@ def load_tokenizer(
         raise InputError(f"no tokenizer at {source!r}: check the path or name ({error})") from error
     if chat_template is not None:
         tokenizer.chat_template = _template_text(chat_template)
+    if added_tokens:
+        known = sorted(tokenizer.get_vocab().keys() & set(added_tokens))
+        if known:
+            raise InputError(
+                f"policy.added_tokens: the tokenizer has {known} already: leave them out"
+            )
+        tokenizer.add_tokens(list(added_tokens))
     return tokenizer
 
 

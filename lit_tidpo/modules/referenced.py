@@ -167,6 +167,7 @@ class ReferencedModule(PolicyModule):
             revision=self.policy_config.revision,
             trust_remote_code=self.policy_config.trust_remote_code,
             gguf_file=self.policy_config.gguf_file,
+            added_tokens=self.policy_config.added_tokens,
         )
         instruction = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
         return InstructedModel(instruction, tokenizer.bos_token_id, model)

@@ -467,6 +467,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "init": Flip(logits, "random"),
         "init_seed": Flip(logits, 1, {"init": "random"}),
         "dtype": Flip(dtypes, "bfloat16"),
+        "added_tokens": Flip(trained_parameters, ["yes"]),
         "quantization": Flip(logits, "nf4", refused="cannot be trained"),
         "attn_implementation": Flip(kernel, "eager"),
         "lora": Flip(trained_parameters, LoraOptions(r=2)),
@@ -555,6 +556,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
             train, "v2", refused="tokenizer_revision='v2' applies to the Hub"
         ),
         "trust_remote_code": Flip(tokenizer_class, True, {"tokenizer": of_world("remote_words")}),
+        "added_tokens": Flip(train, ["yes"]),
         "tokenizer_gguf_file": Flip(
             train, "y.gguf", {"tokenizer": of_world("gguf"), "tokenizer_gguf_file": "!.gguf"}
         ),
