@@ -1,4 +1,4 @@
-"""What MkDocs is told of the repository: pages and files outside docs, and pages that are not there."""
+"""What MkDocs is told of the repository: what pages link to, and pages that are not there."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+import itertools
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from lightning.pytorch import strategies
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lit_tidpo.cli import main
+from lit_tidpo.commands.options import check_names
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.hybrid_importance import HybridImportance
@@ -30,6 +34,9 @@ from lit_tidpo.strategies.zero import Zero
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = sorted((CONFIGS / "methods").glob("*.yaml"))
 BUILT_IN = {e.name for e in registered(LOSSES) if e.value.startswith("lit_tidpo.losses.")}
+REAL = CONFIGS / "real"
+TRAINING, DATA = ("lora", "full"), ("hh_rlhf", "ultrafeedback")
+MODELS = sorted(path for path in REAL.glob("*.yaml") if path.stem not in {*TRAINING, *DATA})
 ABLATIONS = sorted((CONFIGS / "ablations").glob("*.yaml"))
 
 
@@ -152,6 +159,32 @@ def test_it_stacks_on_the_paper_s_and_trains_its_loss_alone(path):
     assert module.objective.factors == {name: 1.0}
     rate = module._make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"]
     assert rate == text["optimizer"]["init_args"]["lr"]
+
+
+@pytest.mark.parametrize("training", TRAINING)
+@pytest.mark.parametrize("data", DATA)
+def test_real_data_and_training_stack_on_a_method(data, training):
+    own = REAL / f"{training}.yaml"
+    stack = [MODELS[0], REAL / f"{data}.yaml", CONFIGS / "methods" / "dpo.yaml", own]
+    module = parsed(*stack)
+    assert list(module.objective.losses) == ["dpo"]
+    assert (module.policy_config.lora is not None) == (training == "lora")
+    expected = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]["optimizer"]["init_args"]
+    made = module._make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    assert (type(made), made.defaults["lr"]) == (torch.optim.AdamW, expected["lr"])
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_a_real_model_s_head_has_its_command_and_its_memory(path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    head = "".join(re.findall(r"^# ?(.*\n)", path.read_text(encoding="utf-8"), re.M))
+    words = shlex.split(re.search(r"lit-tidpo (fit .*)", head.replace("\\\n", " ")).group(1))
+    check_names(words)
+    files = [Path(name) for option, name in itertools.pairwise(words) if option == "--config"]
+    assert files[0] == path.relative_to(CONFIGS.parent)
+    module = parsed(*files)
+    assert path.stem == module.policy_config.path.partition("/")[2].lower()
+    assert re.search(r"[\d.]+ GB with adapters, [\d.]+ GB with all parameters", head)
 
 
 def test_a_configuration_names_a_schedule_by_its_class(tmp_path):
