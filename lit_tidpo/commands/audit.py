@@ -79,7 +79,7 @@ def audit_pairs(
     found = Explainer(subject, importance).explain(batches)[:pairs]
     classes = class_weights(found, words, resamples, seed)
     tokens = heaviest_tokens(found)
-    title = f"{model}: {data.source.source}, {data.predict_split}"
+    title = f"{model}: {data.source.label}, {data.predict_split}"
     page, numbers = Path(output).expanduser(), Path(output).expanduser().with_suffix(".json")
     page.write_text(
         rendered("audit", title=title, pairs=len(found), classes=classes, tokens=tokens),

@@ -84,7 +84,7 @@ def explain_pairs(
     if prompt is None or chosen is None or rejected is None:
         data = pairs_of(model, subject, pairs, batch_size, source, split, max_length)
         batches = islice(data.predict_dataloader(), -(-pairs // batch_size))
-        title = f"{model}: {data.source.source}, {data.predict_split}"
+        title = f"{model}: {data.source.label}, {data.predict_split}"
     elif (source, split, max_length) != (None, None, None):
         raise InputError(
             "a pair was typed: leave out --source, --split and --max_length, which are of data"

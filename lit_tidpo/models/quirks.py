@@ -188,7 +188,7 @@ def add_rows(model: Any, tokenizer: Any) -> None:
 
 def token_layers(model: Any) -> list[str]:
     """Names of the modules with a row for each token; of tied ones, of the embeddings alone."""
-    layers = [input_layer(model)]
+    layers: list[nn.Module | None] = [input_layer(model)]
     if not model.config.get_text_config().tie_word_embeddings:
         layers.append(output_layer(model))
     return [name for name, module in model.named_modules() if any(module is x for x in layers)]
