@@ -304,3 +304,10 @@ def test_compiled_layers_give_the_same_steps(tmp_path):
 def test_a_model_without_named_layers_is_not_compiled():
     with pytest.raises(InputError, match="does not tell which modules are its layers"):
         compile_layers(torch.nn.Linear(2, 2))
+
+
+def test_compiled_layers_are_refused_where_the_policy_is_sharded():
+    module = PreferenceModule(PolicyConfig("anything", compile_layers=True))
+    module._device_mesh = object()
+    with pytest.raises(InputError, match="not proven to be right with strategy model_parallel"):
+        module._shard(torch.nn.Linear(2, 2))
