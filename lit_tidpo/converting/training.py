@@ -211,7 +211,7 @@ def _validation(run: Conversion) -> None:
 
 def _checkpoints(run: Conversion) -> list[dict[str, Any]]:
     """The checkpoints along the run, and the one at its end that both trainers write."""
-    common = {"save_weights_only": run["save_only_model"], "auto_insert_metric_name": False}
+    common = {"save_weights_only": run["save_only_model"]}
     end = {**common, "filename": "end-{epoch}-{step}", "save_on_train_epoch_end": True}
     strategy, limit = run["save_strategy"], run["save_total_limit"]
     settings: dict[str, Any] = {**common, "filename": "{epoch}-{step}"}
