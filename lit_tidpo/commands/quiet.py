@@ -14,6 +14,7 @@ _WARNINGS = (
     r".*LeafSpec.* is deprecated",  # lightning 2.6 under torch 2.13
     r".*does not have many workers",  # batches of tokens that are there already
     r"Consider setting `persistent_workers",
+    r"When using `Trainer\(accumulate_grad_batches != 1\)` and overriding",  # steps are meant
     r"The `srun` command is available",
     r"When using the `ThroughputMonitor`, you need to define",  # of operations, which we count not
     r"`is_gradient_checkpointing` is deprecated",  # peft under transformers 5

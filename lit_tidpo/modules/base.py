@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -288,8 +289,8 @@ class PolicyModule(LightningModule):
     ) -> None:
         """Clip gradients as the strategy has to."""
         if gradient_clip_val:
-            kind = str(gradient_clip_algorithm or "norm")
-            self.family.clip(self.parameters(), optimizer, gradient_clip_val, kind)
+            kind = GradClipAlgorithmType(gradient_clip_algorithm or "norm")
+            self.family.clip(self.parameters(), optimizer, gradient_clip_val, kind.value)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Step as Lightning does; see :meth:`StrategyFamily.after_step`."""

@@ -73,7 +73,7 @@ def test_the_page_has_our_options_first_with_defaults_and_a_command(capsys):
     places = [page.index(f"\n  {name} ") for name in order]
     assert places == sorted(places)
     assert "--model.weight_scale {mean,sum,max,none}  (default: mean)" in page
-    assert "--data.source str  (required)" in page
+    assert "--data.source str | list[dict[str, Any]]  (required)" in page
     assert "--data.tokenizer " not in page  # it follows the policy
     for command in TRAINING[1:]:
         main([command, "-h"])

@@ -57,6 +57,9 @@ from .runs import (
 )
 
 pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:When using `Trainer.accumulate_grad_batches"
+    ),  # steps are meant
     *QUIET,
     pytest.mark.filterwarnings("ignore:`.fit.* was called without a model"),
     pytest.mark.filterwarnings("ignore:.*is set, but there is no last checkpoint"),

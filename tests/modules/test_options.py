@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import write_gguf
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import IterableDataset
 
 from lit_tidpo.data import PreferenceDataModule
@@ -255,7 +256,12 @@ def anchored(world, options):
     losses = {"preference": DPOLoss(), "triplet": TripletLoss(margin=1e4)}
     base = {"losses": losses, "anchor": AnchorOptions(max_new_tokens=4)}
     made = module(world, {**base, **options})
-    made._trainer = SimpleNamespace(global_rank=0, global_step=0)
+    made._trainer = SimpleNamespace(
+        global_rank=0,
+        global_step=0,
+        distributed_sampler_kwargs=None,
+        strategy=SingleDeviceStrategy("cpu"),
+    )
     return made(world.batch, made._seed_of(0, 0, 0)).loss.tolist()
 
 
