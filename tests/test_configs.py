@@ -264,7 +264,7 @@ def test_the_quick_start_writes_checkpoint_curves_configuration_and_page(tmp_pat
         *header
     }
     page = (logs / "report.html").read_text()
-    assert page.count("<section>") == 4
+    assert page.count("<article ") == 4
     assert "<svg" in page
     assert "<td>val/rewards/accuracies</td><td>0.500</td>" in page
     assert list(tmp_path.glob("runs/quickstart/tensorboard/*/events*"))

@@ -45,6 +45,14 @@ class GaussianPrior(Prior):
         return gaussian_prior(mask, self.sigma_divisor, not self.raw).to(scores)
 
 
+class UniformPrior(Prior):
+    """All tokens alike; a schedule of ``mix`` leads from plain DPO's weights to the scores'."""
+
+    def prior(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """``1 / T`` at each of the ``T`` tokens that take part, ``[N, T]``."""
+        return (mask / mask.sum(-1, keepdim=True).clamp(min=1)).to(scores)
+
+
 class SoftmaxPrior(Prior):
     """Softmax of the scores in the Gaussian's place (the paper's ablation, Table 2)."""
 

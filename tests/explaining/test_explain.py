@@ -68,13 +68,13 @@ def close(found, expected):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_weights_are_those_of_predict(models, tokenizer, pair, name, tmp_path):
+def test_weights_are_those_of_predict(models, tokenizer, pair, name, tmp_path, monkeypatch):
     row = dict(zip(("prompt", "chosen", "rejected"), TYPED, strict=True))
     (tmp_path / "pair.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr("lit_tidpo.data.datamodule.load_tokenizer", lambda *_, **__: tokenizer)
     data = PreferenceDataModule(
         str(tmp_path / "pair.jsonl"), "unused", predict_split="train", cache_dir=str(tmp_path)
     )
-    data.__dict__["_tokenise"] = lit_tidpo.data.tokenization.PairTokenizer(tokenizer, data.options)
     data.setup("predict")
     (batch,) = data.predict_dataloader()
     losses = {"preference": DPOLoss(weighted=True)}

@@ -415,8 +415,8 @@ def accumulated(importance, weights=None, dropout=0.0, checkpointing=False):
     models = Models(policy, {"reference": FrozenModel(reference)})
     torch.manual_seed(5)
     for batch in (tiny_batch(seed=1), tiny_batch(seed=2)):
-        kept = None if weights is None else weights[int(batch.input_ids[0, 0])]
-        outcome = objective.evaluate(models, batch, weights=kept)
+        kept = None if weights is None else {"weights": weights[int(batch.input_ids[0, 0])]}
+        outcome = objective.evaluate(models, batch, known=kept)
         outcome.loss.mean().backward()
         yield int(batch.input_ids[0, 0]), outcome.weights
     yield {name: p.grad for name, p in policy.named_parameters()}, torch.rand(1)

@@ -13,8 +13,9 @@ from lit_tidpo.functional import scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, checked_scores
 from lit_tidpo.importance.clipped_importance import ClippedImportance
 from lit_tidpo.importance.hybrid_importance import HybridImportance
-from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior
+from lit_tidpo.importance.priors import GaussianPrior, SoftmaxPrior, UniformPrior
 from lit_tidpo.importance.tempered_importance import TemperedImportance
+from lit_tidpo.schedules import LinearSchedule, at
 from lit_tidpo.structures import Results
 from lit_tidpo.testing import check_importance_estimator, tiny_batch
 
@@ -288,3 +289,14 @@ def test_contract(estimator):
 def test_settings_out_of_range_are_refused(make, reason):
     with pytest.raises(InputError, match=reason):
         make()
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, [1.0, 1.0]), (0.5, [1.25, 0.75])])
+def test_weights_anneal_from_uniform_ones(share, expected):
+    """Scores of 3 and 1 are 0.75 and 0.25 of their sum; half of the way the mix is 0.5."""
+    results = Results(tiny_batch(pairs=1), {}, torch.tensor([[True, True], [True, True]]))
+    importance = HybridImportance(
+        Given(torch.tensor([[3.0, 1.0], [3.0, 1.0]])), UniformPrior(), LinearSchedule(0.0, 1.0)
+    )
+    weights = scale_weights(at(importance, share).scores(results), results.mask, "mean")
+    torch.testing.assert_close(weights, torch.tensor([expected, expected]))

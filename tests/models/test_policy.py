@@ -18,6 +18,8 @@ from lit_tidpo.models.policy import (
 )
 from lit_tidpo.models.quirks import compile_layers, disable_dropout, evaluating
 from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.strategies.family import Run
+from lit_tidpo.strategies.model_parallel import ModelParallel
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -307,7 +309,6 @@ def test_a_model_without_named_layers_is_not_compiled():
 
 
 def test_compiled_layers_are_refused_where_the_policy_is_sharded():
-    module = PreferenceModule(PolicyConfig("anything", compile_layers=True))
-    module._device_mesh = object()
+    run = Run(PolicyConfig("anything", compile_layers=True), precision=None, policy=None)
     with pytest.raises(InputError, match="not proven to be right with strategy model_parallel"):
-        module._shard(torch.nn.Linear(2, 2))
+        ModelParallel(None).check(run)

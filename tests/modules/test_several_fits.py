@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.dpo_loss import DPOLoss
@@ -144,8 +145,8 @@ def test_a_reference_that_moved_during_validation_can_serve_a_graph():
 def test_a_policy_that_is_there_already_is_not_left_unsharded(model_folder):
     module = make_module(model_folder, **NO_TRIPLET)
     module.attach(tiny_policy())
-    module._trainer, module._device_mesh = quiet_trainer(), object()
-    with pytest.raises(InputError, match="let the Trainer build it"):
+    module._trainer = quiet_trainer(strategy=ModelParallelStrategy(), devices=2)
+    with pytest.raises(InputError, match="Trainer build it"):
         module.setup("fit")
 
 

@@ -171,6 +171,7 @@ def test_a_compiled_policy_samples_the_same(monkeypatch):
     policy, compiled = tiny_policy(), dataclasses.replace(GREEDY, compiled=True)
     config = functools.partial(transformers.CompileConfig, backend="eager", mode=None)
     monkeypatch.setattr(transformers, "CompileConfig", config)
+    torch._dynamo.reset()  # what another test has compiled is not compiled again
     counters.clear()
     for batch in (BATCH, tiny_batch(seed=3)):
         found, expected = (sample_anchors(policy, batch, each) for each in (compiled, GREEDY))
