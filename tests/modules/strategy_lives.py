@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def command(subcommand, model_folder, source, folder, *words, devices=1):
     tensor_parallel = any("tensor_parallel" in word for word in words)
     size = BATCH if tensor_parallel else BATCH // devices
     data = {"source": source, "max_length": 48, "batch_size": size}
-    config = folder / f"{subcommand}.yaml"
+    # One for each rank, as the other may read while this one writes.
+    config = folder / f"{subcommand}-{os.environ.get('LOCAL_RANK', 0)}.yaml"
     if subcommand == "fit":
         trainer |= {"max_steps": 4, "gradient_clip_val": 0.5}
     config.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
