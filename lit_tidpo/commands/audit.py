@@ -8,28 +8,18 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from jsonargparse import auto_cli
-
-from lit_tidpo.commands.explain import pairs_of
+from lit_tidpo.commands.explain import call_with_plugins, pairs_of
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.explaining.audit import check_lexicon, class_weights, heaviest_tokens
 from lit_tidpo.explaining.explain import Explainer
 from lit_tidpo.explaining.page import rendered
 from lit_tidpo.explaining.subjects import subject_of
 from lit_tidpo.importance.base import ImportanceEstimator
-from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 
 
 def run(args: list[str]) -> None:
     """Audit; see :func:`audit_pairs`."""
-    PluginArgumentParser.problems = load_named_plugins(args)
-    auto_cli(
-        audit_pairs,
-        args=args[1:],
-        as_positional=True,
-        parser_class=PluginArgumentParser,
-        prog="lit-tidpo audit",
-    )
+    call_with_plugins(audit_pairs, args)
 
 
 def audit_pairs(

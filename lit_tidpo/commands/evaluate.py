@@ -16,8 +16,7 @@ from jsonargparse import auto_cli
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.export import export_checkpoint, policy_config, read_checkpoint
-from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.tokenizer import load_tokenizer
+from lit_tidpo.models.policy import PolicyConfig, build_policy, policy_tokenizer
 
 _OF_THE_PAPER = {
     "mmlu": "mmlu",
@@ -78,14 +77,7 @@ def evaluate(
     found = {}
     for which, config in _models(model, base):
         policy: Any = build_policy(config)
-        tokenizer = load_tokenizer(
-            config.path,
-            None,
-            config.revision,
-            config.trust_remote_code,
-            config.gguf_file,
-            config.added_tokens,
-        )
+        tokenizer = policy_tokenizer(config)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         with explained(f"the tasks {tasks} cannot be run"):
             found[which] = harness.simple_evaluate(

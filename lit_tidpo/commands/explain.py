@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
@@ -20,13 +20,18 @@ from lit_tidpo.structures import ResponseBatch
 
 def run(args: list[str]) -> None:
     """Explain; see :func:`explain_pairs`."""
+    call_with_plugins(explain_pairs, args)
+
+
+def call_with_plugins(function: Callable[..., None], args: list[str]) -> None:
+    """Call the function of a command, whose options may name plugins, with all words."""
     PluginArgumentParser.problems = load_named_plugins(args)
     auto_cli(
-        explain_pairs,
+        function,
         args=args[1:],
         as_positional=True,
         parser_class=PluginArgumentParser,
-        prog="lit-tidpo explain",
+        prog=f"lit-tidpo {args[0]}",
     )
 
 

@@ -146,6 +146,22 @@ def hybrid_weights(scores: Tensor, prior: Tensor, mix: float) -> Tensor:
     return mix * scores + (1 - mix) * prior
 
 
+def contrast_factor(contrast: Tensor, slope: float, low: float, high: float) -> Tensor:
+    """``exp(slope * clamp(contrast, low, high))`` (TIS-DPO, arXiv 2410.04350).
+
+    Args:
+        contrast: Log-probs under one model less those under another, in nats, any shape.
+        slope: Factor in the exponent.
+        low: Least contrast that counts, in nats.
+        high: Largest contrast that counts, in nats.
+
+    Example:
+        >>> contrast_factor(torch.tensor([-3.0, 0.0]), slope=1.0, low=-0.5, high=1.5)
+        tensor([0.6065, 1.0000])
+    """
+    return (slope * contrast.clamp(low, high)).exp()
+
+
 Scale = Literal["mean", "sum", "max", "none"]
 
 

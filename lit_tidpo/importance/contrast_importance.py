@@ -7,6 +7,7 @@ from math import isfinite
 from torch import Tensor
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional.importance import contrast_factor
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.structures import Results
 
@@ -66,4 +67,4 @@ class ContrastImportance(ImportanceEstimator):
     def scores(self, results: Results) -> Tensor:
         """Exponentials of the clipped log-ratios, ``[N, T]``."""
         ratios: Tensor = results[f"{self.positive}.logps"] - results[f"{self.negative}.logps"]
-        return (self.slope * ratios.clamp(self.low, self.high)).exp()
+        return contrast_factor(ratios, self.slope, self.low, self.high)

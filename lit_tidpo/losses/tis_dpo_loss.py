@@ -7,6 +7,7 @@ from math import isfinite
 from torch import Tensor
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.functional.importance import contrast_factor
 from lit_tidpo.losses.base import LossContext
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.schedules import Scalar
@@ -59,4 +60,4 @@ class TISDPOLoss(DPOLoss):
         results = context[role]
         contrast: Tensor = results[f"{self.positive}.logps"] - results[f"{self.negative}.logps"]
         sign = 1 if role == "chosen" else -1
-        return (sign * self.mu * contrast.clamp(self.low, self.high)).exp()
+        return contrast_factor(contrast, sign * self.mu, self.low, self.high)

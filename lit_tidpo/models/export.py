@@ -13,7 +13,7 @@ import torch
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import locate
 from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
-from lit_tidpo.models.policy import PolicyConfig, build_policy, lora_options
+from lit_tidpo.models.policy import PolicyConfig, build_policy, lora_options, policy_tokenizer
 from lit_tidpo.models.quantization import is_quantized
 from lit_tidpo.models.quirks import evaluating, inner_model, most_positions, vocabulary_size
 from lit_tidpo.models.tokenizer import load_tokenizer
@@ -198,11 +198,4 @@ def saved_tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:
             data.get("tokenizer_gguf_file"),
             config.added_tokens,
         )
-    return load_tokenizer(
-        config.path,
-        None,
-        config.revision,
-        config.trust_remote_code,
-        config.gguf_file,
-        config.added_tokens,
-    )
+    return policy_tokenizer(config)

@@ -39,7 +39,7 @@ from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.seeding import seeded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,24 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         _reads_weights.reset(token)
+
+
+def policy_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a policy, with the tokens that are added.
+
+    Args:
+        config: Which policy.
+
+    Raises:
+        InputError: If there is none.
+    """
+    return load_tokenizer(
+        config.path,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        gguf_file=config.gguf_file,
+        added_tokens=config.added_tokens,
+    )
 
 
 def build_policy(config: PolicyConfig) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.models.layout import LayoutChoice, choose_layout, head_agrees
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.packing import use_packed_attention
-from lit_tidpo.models.policy import ModelOptions, PolicyConfig, build_policy
+from lit_tidpo.models.policy import ModelOptions, PolicyConfig, build_policy, policy_tokenizer
 from lit_tidpo.models.reference import (
     BaseOfAdapters,
     FrozenModel,
@@ -22,7 +22,6 @@ from lit_tidpo.models.reference import (
     OtherModel,
     check_compatible,
 )
-from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.modules.base import LRSchedule, PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.objective import Objective
@@ -162,13 +161,7 @@ class ReferencedModule(PolicyModule):
         if options.prompt is None:
             assert model is not None
             return model
-        tokenizer = load_tokenizer(
-            self.policy_config.path,
-            revision=self.policy_config.revision,
-            trust_remote_code=self.policy_config.trust_remote_code,
-            gguf_file=self.policy_config.gguf_file,
-            added_tokens=self.policy_config.added_tokens,
-        )
+        tokenizer = policy_tokenizer(self.policy_config)
         instruction = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
         return InstructedModel(instruction, tokenizer.bos_token_id, model)
 
