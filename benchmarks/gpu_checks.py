@@ -21,7 +21,8 @@ from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models import varlen
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 from lit_tidpo.testing import tiny_batch, tiny_policy

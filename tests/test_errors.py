@@ -14,7 +14,7 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import PolicyConfig
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 
 
 @pytest.mark.parametrize(

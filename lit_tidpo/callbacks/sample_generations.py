@@ -13,7 +13,8 @@ from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.callbacks.token_writer import tokenizer_of
 from lit_tidpo.errors import InputError
 from lit_tidpo.modules.base import PolicyModule
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 

@@ -33,7 +33,7 @@ from lit_tidpo.models.export import read_checkpoint
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
-from lit_tidpo.sampling.generation import window_batches
+from lit_tidpo.sampling.anchor_options import window_batches
 from lit_tidpo.strategies.families import family_of
 
 _SOUGHT = ("last", "best")

@@ -23,7 +23,8 @@ from lit_tidpo.models.needs import find, models_of
 from lit_tidpo.models.quirks import evaluating
 from lit_tidpo.models.reference import check_compatible
 from lit_tidpo.plugins.registry import IMPORTANCE, load
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.schedules import at
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch

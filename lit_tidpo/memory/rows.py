@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lit_tidpo.data.datamodule import PreferenceDataModule
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.structures import ResponseBatch
 
 _MOST_BATCHES = 2000

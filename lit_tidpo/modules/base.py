@@ -7,7 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_tidpo.devices.deferred_checks import DeferredChecks
 from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.quantization import dense
 from lit_tidpo.modules.callback_checks import check_callbacks
+from lit_tidpo.modules.learning_rate import LRSchedule, rate_factor
 from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
 from lit_tidpo.modules.rounding import round_stochastically
-from lit_tidpo.modules.runtime import data_share
+from lit_tidpo.modules.runtime import check_weights, data_share
+from lit_tidpo.modules.window import AccumulationWindow
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.strategies.families import family_of
 from lit_tidpo.strategies.family import OneDevice, Run, StrategyFamily
@@ -34,8 +34,6 @@ from lit_tidpo.structures import ResponseBatch
 
 # Lightning 2.6 calls what newer jsonargparse deprecates: nothing that a user of ours could mend.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-
-LRSchedule = Literal["constant", "linear", "cosine"]
 
 
 class PolicyModule(LightningModule):
@@ -73,7 +71,7 @@ class PolicyModule(LightningModule):
         self.warmup_steps = warmup_steps
         self.seed = seed
         self._training_steps = 0  # 0 while it is not known
-        self._window_amounts: list[float] = []
+        self._window = AccumulationWindow()
 
     def _remember_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as the command line would.
@@ -146,10 +144,13 @@ class PolicyModule(LightningModule):
             round_stochastically(optimizer, self._rounding_seed)
         else:
             tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
-        scheduler = LambdaLR(optimizer, lambda step: self._rate_factor(step))
+
+        def factor(step: int) -> float:  # the number of steps is known later
+            return rate_factor(self.lr_schedule, step, self.warmup_steps, self._training_steps)
+
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
     def _rounding_seed(self) -> int:
@@ -203,18 +204,6 @@ class PolicyModule(LightningModule):
                 state_dict = {**{name: own[name] for name in self._frozen_names()}, **state_dict}
             return super().load_state_dict(state_dict, strict, assign)
 
-    def _rate_factor(self, step: int) -> float:
-        """Factor of the learning rate in an optimizer step."""
-        if step < self.warmup_steps:
-            return step / self.warmup_steps
-        if self.lr_schedule == "constant":
-            return 1.0
-        left = max(1, self._training_steps - self.warmup_steps)
-        progress = min(1.0, (step - self.warmup_steps) / left)
-        if self.lr_schedule == "linear":
-            return 1 - progress
-        return (1 + math.cos(math.pi * progress)) / 2
-
     @property
     def _lookahead(self) -> int:
         """Batches that our loader has to read at a time, the current one included."""
@@ -227,9 +216,8 @@ class PolicyModule(LightningModule):
         checkpoint is restored.
         """
         if self.device_mesh is None:
-            _check_weights(self)
-        # A fit that was stopped may have left half a window.
-        self._window_amounts.clear()
+            check_weights(self)
+        self._window.drop()
         self.train_means.reset()
         # Other loaders have no such setting.
         given = getattr(self.trainer.train_dataloader, "lookahead", self._lookahead)
@@ -260,26 +248,8 @@ class PolicyModule(LightningModule):
         self.train_means, self.means = ExampleMeans(names), ExampleMeans(names)
 
     def _window_loss(self, values: Tensor, amount: float) -> Tensor:
-        """Loss of the batch: its mean, in the unit of the first batch of its window.
-
-        DDP averages over ranks and Lightning divides by ``accumulate_grad_batches``, whatever the
-        amounts on a rank and in a batch, and however short the last window. What this returns,
-        together with :meth:`on_before_optimizer_step`, gives the gradient of the mean over all
-        examples of the window on all ranks.
-
-        Args:
-            values: Sums to average, ``[B]``.
-            amount: What they count for.
-
-        Returns:
-            Scalar to backpropagate.
-        """
-        world = self.trainer.world_size
-        if world > 1:
-            here = values.new_full((), amount)
-            amount = float(self.trainer.strategy.reduce(here, reduce_op="sum") / world)
-        self._window_amounts.append(max(amount, 1e-9))
-        return values.sum() / self._window_amounts[0]
+        """Scalar to backpropagate; see :meth:`AccumulationWindow.loss`."""
+        return self._window.loss(values, amount, self.trainer)
 
     def configure_gradient_clipping(
         self,
@@ -299,13 +269,7 @@ class PolicyModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradients into those of the mean over the window, and log its means."""
-        amounts = self._window_amounts
-        factor = self.trainer.accumulate_grad_batches * amounts[0] / sum(amounts)
-        if factor != 1:
-            for parameter in self.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.mul_(factor)
-        amounts.clear()
+        self._window.close(self.parameters(), self.trainer.accumulate_grad_batches)
         self._log_means("train", self.train_means)
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
@@ -343,15 +307,3 @@ class PolicyModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the means over all examples of all ranks."""
         self._log_means("test", self.means)
-
-
-def _check_weights(module: nn.Module) -> None:
-    """Refuse weights that are not finite."""
-    checks = DeferredChecks()
-    for name, parameter in module.named_parameters():
-        error = InputError(
-            f"{name} holds weights that are NaN or infinite before the first step: load other "
-            "weights, or an earlier checkpoint"
-        )
-        checks.expect(dense(parameter).isfinite().all(), error)
-    checks.settle()

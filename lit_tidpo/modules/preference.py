@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -25,11 +23,11 @@ from lit_tidpo.metrics.quantities import (
     quantity_names,
 )
 from lit_tidpo.models.layout import LayoutChoice
-from lit_tidpo.models.needs import find
 from lit_tidpo.models.policy import ModelOptions, PolicyConfig
-from lit_tidpo.models.quirks import end_ids, evaluating
+from lit_tidpo.models.quirks import evaluating
 from lit_tidpo.models.reference import OtherModel, check_compatible
-from lit_tidpo.modules.base import LRSchedule
+from lit_tidpo.modules.attribution import attributable, takes_gradients
+from lit_tidpo.modules.learning_rate import LRSchedule
 from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.referenced import ReferencedModule
 from lit_tidpo.modules.runtime import (
@@ -41,8 +39,9 @@ from lit_tidpo.modules.runtime import (
 from lit_tidpo.objective import Objective, ObjectiveValues
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
+from lit_tidpo.sampling.anchor_options import AnchorOptions, window_batches
 from lit_tidpo.sampling.base import Sampler
-from lit_tidpo.sampling.generation import AnchorOptions, Generation, window_batches
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.sampling.kept_samples import KeptSamples
 from lit_tidpo.schedules import Scalar, value_at
 from lit_tidpo.seeding import seeded
@@ -223,7 +222,7 @@ class PreferenceModule(ReferencedModule):
             What the objective makes of it; its ``loss`` is inside the graph if gradients are
             enabled, or if the estimator needs them.
         """
-        with seeded(sampling_seed, batch.input_ids.device), _attributable(self._takes_gradients):
+        with seeded(sampling_seed, batch.input_ids.device), attributable(self._takes_gradients):
             if batch.input_ids.is_inference():
                 batch = outside_inference(batch)
             anchors = self._anchors(batch) if "anchor" in self.objective.needs else None
@@ -238,7 +237,7 @@ class PreferenceModule(ReferencedModule):
 
     @cached_property
     def _takes_gradients(self) -> bool:
-        return _take_gradients(self.objective.importance_needs)
+        return takes_gradients(self.objective.importance_needs)
 
     @property
     def _step(self) -> int:
@@ -283,9 +282,9 @@ class PreferenceModule(ReferencedModule):
     ) -> None:
         """Compute weights before the step, where its graph cannot serve attribution as well."""
         self._apart = None
-        if not (self.family.attributes_apart and _take_gradients(needs)):
+        if not (self.family.attributes_apart and takes_gradients(needs)):
             return
-        with seeded(seed, batch.input_ids.device), _attributable(True):
+        with seeded(seed, batch.input_ids.device), attributable(True):
             batch = outside_inference(batch)
             asked = self.family.run_whole(self, self._ask, batch, needs)
             results = Results(batch, asked)
@@ -325,7 +324,7 @@ class PreferenceModule(ReferencedModule):
             super()._run(),
             needs=asked,
             attributes=self._takes_gradients,
-            trains_attribution=_take_gradients(self.objective.needs)
+            trains_attribution=takes_gradients(self.objective.needs)
             or (self._takes_gradients and self.objective.importance.learned),
             precomputes=self.kept_weights.refresh_every == 0,
             skips_steps=self.non_finite == "skip",
@@ -351,7 +350,9 @@ class PreferenceModule(ReferencedModule):
                 "trainer.max_steps or trainer.max_epochs"
             )
         self._left_out = False
-        self._learn_ends()
+        if "anchor" in self.objective.needs:
+            data = getattr(self.trainer, "datamodule", None)
+            self.sampler.learn_ends(self.built_policy, getattr(data, "response_ends", frozenset()))
         if self.kept_weights.refresh_every != 0 or self.kept_weights.is_filled:
             return
         share = rank_share(self.trainer.train_dataloader, self.trainer, "importance_every=0")
@@ -360,20 +361,6 @@ class PreferenceModule(ReferencedModule):
                 self._precompute(self.trainer.strategy.batch_to_device(batch))
         for state in from_all_ranks(self.kept_weights.state_dict()):
             self.kept_weights.update(state)
-
-    def _learn_ends(self) -> None:
-        """Let anchors end where the data's responses do, and say where settings lack that."""
-        data = getattr(self.trainer, "datamodule", None)
-        taught: frozenset[int] = getattr(data, "response_ends", frozenset())
-        lacking = taught - set(end_ids(self.built_policy))
-        if not lacking or "anchor" not in self.objective.needs:
-            return
-        self.sampler.further_ends = lacking
-        rank_zero_warn(
-            f"responses of the data end in the tokens {sorted(lacking)}, which the policy's "
-            "generation settings do not end at: anchors end there, too, but an exported model "
-            "would run on, unless its eos_token_id has them"
-        )
 
     def _precompute(self, batch: ResponseBatch) -> None:
         models, needs = self.models, self.objective.importance_needs
@@ -439,7 +426,7 @@ class PreferenceModule(ReferencedModule):
 
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
         """Per-token log-ratios and importance weights of the batch, detached."""
-        with _attributable(_take_gradients(self.objective.importance.needs)):
+        with attributable(takes_gradients(self.objective.importance.needs)):
             return self.objective.explain(self.models, outside_inference(batch), self._apart)
 
     # Checkpoints
@@ -466,20 +453,3 @@ class PreferenceModule(ReferencedModule):
                 states = [states[self.global_rank]]
             for state in states:
                 cache.update(state)
-
-
-def _take_gradients(needs: frozenset[str]) -> bool:
-    return any(find(need).attributed for need in needs)
-
-
-@contextmanager
-def _attributable(takes_gradients: bool) -> Iterator[None]:
-    """Enable gradients where a graph is asked for.
-
-    Lightning validates in inference mode, and within fit without gradients.
-    """
-    if not takes_gradients:
-        yield
-        return
-    with torch.inference_mode(False), torch.enable_grad():
-        yield

@@ -22,8 +22,9 @@ from lit_tidpo.models.reference import (
     OtherModel,
     check_compatible,
 )
-from lit_tidpo.modules.base import LRSchedule, PolicyModule
+from lit_tidpo.modules.base import PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
+from lit_tidpo.modules.learning_rate import LRSchedule
 from lit_tidpo.objective import Objective
 
 

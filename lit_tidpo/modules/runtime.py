@@ -10,6 +10,9 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lit_tidpo.devices.deferred_checks import DeferredChecks
+from lit_tidpo.errors import InputError
+from lit_tidpo.models.quantization import dense
 from lit_tidpo.structures import ResponseBatch
 
 
@@ -59,3 +62,19 @@ def give_widths(learned: nn.Module, policy: nn.Module) -> None:
             config: Any = policy.config
             with torch.no_grad():
                 layer(torch.zeros(1, config.get_text_config().hidden_size))
+
+
+def check_weights(module: nn.Module) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        InputError: If a parameter holds NaN or infinite values.
+    """
+    checks = DeferredChecks()
+    for name, parameter in module.named_parameters():
+        error = InputError(
+            f"{name} holds weights that are NaN or infinite before the first step: load other "
+            "weights, or an earlier checkpoint"
+        )
+        checks.expect(dense(parameter).isfinite().all(), error)
+    checks.settle()

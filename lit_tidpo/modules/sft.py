@@ -9,7 +9,8 @@ from lit_tidpo.errors import NonFiniteError
 from lit_tidpo.functional.losses import sequence_sum
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import PolicyConfig
-from lit_tidpo.modules.base import LRSchedule, PolicyModule
+from lit_tidpo.modules.base import PolicyModule
+from lit_tidpo.modules.learning_rate import LRSchedule
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 

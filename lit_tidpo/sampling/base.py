@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_tidpo.devices.host_rows import HostRows, Rows, to_device
@@ -14,7 +15,7 @@ from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import ResponseBatch
 
 if TYPE_CHECKING:
-    from lit_tidpo.sampling.generation import AnchorOptions
+    from lit_tidpo.sampling.anchor_options import AnchorOptions
 
 OnAnyRank = Callable[[bool], bool]
 """Whether something holds on any rank; all ranks have to ask together."""
@@ -68,8 +69,7 @@ class Sampler(Component, ABC):
 
     Attributes:
         options: How to sample; the module sets its ``anchor``.
-        further_ends: Tokens that end a response besides those of the policy's settings; the module
-            sets those that end the responses of the data.
+        further_ends: Tokens that end a response besides those of the policy's settings.
     """
 
     options: AnchorOptions
@@ -78,6 +78,23 @@ class Sampler(Component, ABC):
     def ends(self, policy: Any) -> list[int]:
         """All tokens that end a response."""
         return sorted({*end_ids(policy), *self.further_ends})
+
+    def learn_ends(self, policy: Any, taught: frozenset[int]) -> None:
+        """Let anchors end where the data's responses do, and say where settings lack that.
+
+        Args:
+            policy: The model.
+            taught: Tokens that end the responses of the data.
+        """
+        lacking = taught - set(end_ids(policy))
+        if not lacking:
+            return
+        self.further_ends = lacking
+        rank_zero_warn(
+            f"responses of the data end in the tokens {sorted(lacking)}, which the policy's "
+            "generation settings do not end at: anchors end there, too, but an exported model "
+            "would run on, unless its eos_token_id has them"
+        )
 
     def prepare(self, policy: Any) -> None:  # most need nothing
         """Look at the policy before the first sample.

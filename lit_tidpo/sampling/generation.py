@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_tidpo.devices.host_rows import to_device
-from lit_tidpo.errors import InputError, check_choice, explained
+from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.packing import plain_attention
 from lit_tidpo.models.proofs import can_run, takes_left_padding
 from lit_tidpo.models.quirks import (
@@ -26,58 +25,12 @@ from lit_tidpo.models.quirks import (
 )
 from lit_tidpo.models.sharding import is_sharded
 from lit_tidpo.sampling.agreement import Forced, agrees
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.base import OnAnyRank, Sampler, context_lengths, sampled_batch
 from lit_tidpo.sampling.by_length import in_order, of_each_length
+from lit_tidpo.sampling.next_token import NextToken
+from lit_tidpo.sampling.padding import left_padded, lengths_to_first_end, right_padded
 from lit_tidpo.structures import ResponseBatch
-
-Source = Literal["prompt", "chosen_prefix"]
-
-
-@dataclass(frozen=True)
-class AnchorOptions:
-    """How anchors are sampled.
-
-    Attributes:
-        source: Sample from the ``prompt``, or continue a prefix of the chosen response
-            (``chosen_prefix``).
-        prefix_fraction: Share of the chosen response that ``chosen_prefix`` starts from.
-        max_new_tokens: Sampled tokens at the most.
-        temperature: Divides the logits before sampling.
-        top_k: Sample among this many tokens only; 0 among all.
-        top_p: Sample among the likeliest tokens of this total probability only.
-        reuse_steps: Optimizer steps for which anchors are sampled in one go, by the policy of the
-            first of them, and kept; 1 samples at each step by the policy of that step. With a
-            loader of another library, only pairs that come again within them share an anchor.
-        compiled: Compile the model for sampling, with CUDA graphs on a GPU. Each new number of rows
-            or length compiles it again: worthwhile with ``reuse_steps`` and rows of like length.
-    """
-
-    source: Source = "prompt"
-    prefix_fraction: float = 0.5
-    max_new_tokens: int = 64
-    temperature: float = 0.8
-    top_k: int = 50
-    top_p: float = 0.95
-    reuse_steps: int = 1
-    compiled: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("anchor.source", self.source, Source)
-        if self.max_new_tokens < 1:
-            raise InputError(f"anchor.max_new_tokens={self.max_new_tokens}: expected 1 or more")
-        if self.reuse_steps < 1:
-            raise InputError(f"anchor.reuse_steps={self.reuse_steps}: expected 1 or more")
-        if self.top_k < 0:
-            raise InputError(f"anchor.top_k={self.top_k}: expected 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"anchor.top_p={self.top_p}: expected more than 0, and 1 at the most")
-        if not self.temperature > 0:
-            raise InputError(f"anchor.temperature={self.temperature}: expected more than 0")
-        if not 0 < self.prefix_fraction < 1:
-            raise InputError(f"anchor.prefix_fraction={self.prefix_fraction}: expected 0 to 1")
-        if self.source == "prompt" and self.prefix_fraction != 0.5:
-            raise InputError("anchor.prefix_fraction has no effect with anchor.source='prompt'")
-
 
 _WAYS: tuple[tuple[bool, CacheKind], ...] = (
     (True, "static"),
@@ -88,16 +41,6 @@ _WAYS: tuple[tuple[bool, CacheKind], ...] = (
     (False, "none"),
 )
 """Whether contexts are padded, and the cache, the fastest first."""
-
-
-def window_batches(reuse_steps: int, accumulated: int) -> int:
-    """Batches whose anchors are sampled in one go.
-
-    Args:
-        reuse_steps: Optimizer steps for which anchors are kept.
-        accumulated: Batches of an optimizer step.
-    """
-    return reuse_steps * accumulated if reuse_steps > 1 else 1
 
 
 class Generation(Sampler):
@@ -149,7 +92,7 @@ class Generation(Sampler):
 
     def _forced(self, policy: Any, ids: Tensor, lengths: Tensor, tokens: Forced) -> None:
         """Generate behind the first tokens of some rows what is given."""
-        prompts, mask = _left_padded(ids, lengths)
+        prompts, mask = left_padded(ids, lengths)
         self._generate(policy, prompts, mask, [], tokens, len(tokens.tokens))
 
     def sample(
@@ -170,18 +113,18 @@ class Generation(Sampler):
         contexts = context_lengths(host, self.options).repeat(count)
         if not self._pads and bool((contexts != contexts[0]).any()):
             return self._sample_by_length(policy, first, count, step, on_any_rank)
-        prompts, mask = _left_padded(host.input_ids.repeat(count, 1), contexts)
+        prompts, mask = left_padded(host.input_ids.repeat(count, 1), contexts)
         width = prompts.shape[1]
         ends = self.ends(policy)
         room = _room(policy, width, self.options.max_new_tokens)
-        sampled = _NextToken(self.options)
+        sampled = NextToken(self.options)
         generated = self._generate(
             policy, prompts, mask, ends, sampled, room, on_any_rank, self.options.compiled
         )
-        lengths = contexts + _lengths_to_first_end(generated[:, width:], ends)
+        lengths = contexts + lengths_to_first_end(generated[:, width:], ends)
         known = dataclasses.replace(
             host,
-            input_ids=_right_padded(generated, width - contexts, lengths),
+            input_ids=right_padded(generated, width - contexts, lengths),
             prompt_lengths=host.prompt_lengths.repeat(count),
             lengths=lengths,
         )
@@ -287,67 +230,6 @@ def _plain_sampling(policy: Any, ends: list[int]) -> Iterator[None]:
     finally:
         for model, own in zip(models, settings, strict=True):
             model.generation_config = own
-
-
-@dataclass(frozen=True)
-class _NextToken:
-    """Samples the next token, of which ``generate`` then takes the only one that is left.
-
-    Top-k, then top-p among those k. ``generate`` would draw a number for each entry of the
-    vocabulary and sort it for top-p, at every token.
-
-    Attributes:
-        options: How to sample.
-    """
-
-    options: AnchorOptions
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Leave one token in, by the logits of all, ``[N, V]`` both."""
-        size = scores.shape[-1]
-        top, tokens = scores.topk(min(self.options.top_k or size, size))
-        shares = (top / self.options.temperature).softmax(-1, dtype=torch.float32)
-        if self.options.top_p < 1:
-            # A token stays while those before it have less than top_p; the first always does.
-            shares = shares.masked_fill(_before(shares) >= self.options.top_p, 0.0)
-        choice = tokens.gather(-1, _drawn(shares))
-        return torch.full_like(scores, -torch.inf).scatter(-1, choice, 0.0)
-
-
-def _drawn(shares: Tensor) -> Tensor:
-    """A place of each row, ``[N, 1]``: what ``torch.multinomial`` draws.
-
-    That one would wait for the device at every token, to check the shares.
-    """
-    return (shares / torch.empty_like(shares).exponential_()).argmax(-1, keepdim=True)
-
-
-def _before(shares: Tensor) -> Tensor:
-    """Total of the shares before each one; a GPU adds up in any order, where that may be."""
-    place = "cpu" if torch.are_deterministic_algorithms_enabled() else shares.device
-    moved = shares.to(place)
-    return (moved.cumsum(-1) - moved).to(shares.device)
-
-
-def _left_padded(input_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the first ``lengths`` tokens of each row to its right end."""
-    width = int(lengths.max())
-    shifted = torch.arange(width, device=input_ids.device) - (width - lengths)[:, None]
-    mask = shifted >= 0
-    return input_ids.gather(-1, shifted.clamp(min=0)).masked_fill(~mask, 0), mask.long()
-
-
-def _right_padded(generated: Tensor, offsets: Tensor, lengths: Tensor) -> Tensor:
-    """Move each row's tokens, which start at its offset, to its left end."""
-    positions = torch.arange(int(lengths.max()), device=generated.device)
-    source = (positions + offsets[:, None]).clamp(max=generated.shape[1] - 1)
-    return generated.gather(-1, source).masked_fill(positions >= lengths[:, None], 0)
-
-
-def _lengths_to_first_end(tokens: Tensor, ends: list[int]) -> Tensor:
-    """Tokens up to and including the first end-of-sequence token, ``[B]``."""
-    is_end = torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype))
-    return ((is_end.cumsum(-1) - is_end.long()) == 0).sum(-1)
 
 
 def _room(policy: Any, context: int, wanted: int) -> int:

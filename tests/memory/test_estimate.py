@@ -23,7 +23,7 @@ from lit_tidpo.memory.sharing import gathered
 from lit_tidpo.memory.step import DrySteps, Held
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 from tests.modules.runs import QUIET, quiet_trainer
 
 pytestmark = [

@@ -18,7 +18,7 @@ from lit_tidpo.models.export import export_checkpoint
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.models.quirks import evaluating
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 
 from .families import CHECKS
 

@@ -16,7 +16,8 @@ from lit_tidpo.models.layout import choose_layout
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.models.proofs import check_causal, takes_left_padding
 from lit_tidpo.models.quirks import disable_dropout, keep_weights
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 from .families import Family

@@ -19,7 +19,8 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.sampling.kept_samples import KeptSamples
 
 from .cpu_strategies import FSDPOnCPU, ZeroOnCPU, gathered

@@ -18,7 +18,7 @@ from lit_tidpo.data import PreferenceDataModule
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.structures import ResponseBatch
 
 SPECIAL = ("<pad>", "<s>", "</s>")

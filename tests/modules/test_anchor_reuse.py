@@ -13,7 +13,8 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 
 from .runs import QUIET, SGD, Recorder, assert_same, make_data, make_module, quiet_trainer
 

@@ -16,7 +16,7 @@ from device_waits import CountsWaits, DeviceWaits
 
 from lit_tidpo.importance.integrated_gradients_importance import IntegratedGradientsImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
-from lit_tidpo.modules.base import _check_weights
+from lit_tidpo.modules.runtime import check_weights
 
 from .runs import NO_TRIPLET, QUIET, SHORT, make_built, make_data, make_module, quiet_trainer
 
@@ -72,7 +72,7 @@ def test_weights_are_checked_in_one_go_before_training(model_folder):
     module = make_built(model_folder, **PLAIN)
     with DeviceWaits() as waits:
         waits.put(list(module.parameters()))
-        _check_weights(module)
+        check_weights(module)
     assert waits.own.total() == 1
 
 

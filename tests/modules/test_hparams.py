@@ -22,7 +22,7 @@ from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.hparams import as_plain_data
-from lit_tidpo.sampling.generation import AnchorOptions
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 
 from .runs import QUIET, SGD, every_step, make_module, quiet_trainer
 

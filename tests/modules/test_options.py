@@ -34,8 +34,9 @@ from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, ModelOptions, PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.base import Sampler
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.generation import Generation
 
 from .runs import (
     QUIET,

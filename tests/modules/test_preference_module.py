@@ -11,7 +11,8 @@ from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig, build_policy
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 
 from .runs import (
     NO_TRIPLET,

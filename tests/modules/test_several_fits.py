@@ -14,7 +14,8 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 from .runs import (
@@ -104,7 +105,7 @@ def test_half_a_window_is_forgotten(model_folder, source):
     modules = [make_module(model_folder, **NO_TRIPLET) for _ in range(2)]
     with pytest.raises(RuntimeError, match="power cut"):
         fit(modules[0], first, callbacks=[Stop()], **options)
-    assert modules[0]._window_amounts
+    assert modules[0]._window._amounts
     modules[0].zero_grad()
     stopped, fresh = (
         fit(module, make_data(source, model_folder, batch_size=2), **options) for module in modules

@@ -27,8 +27,9 @@ from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.metrics.quantities import objective_quantities
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.sampling import generation
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling import next_token
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.structures import ResponseBatch
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
@@ -238,7 +239,7 @@ def test_tokens_are_sampled_from_the_distribution_of_transformers(
 ):
     """Top-p among the top k, whose own warpers are what the scores are compared with."""
     policy, seen, given = tiny_policy(), [], []
-    draw, head = generation._drawn, policy.get_output_embeddings()
+    draw, head = next_token._drawn, policy.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: given.append(output[:, -1].float()))
 
     def spy(shares):
@@ -246,7 +247,7 @@ def test_tokens_are_sampled_from_the_distribution_of_transformers(
         seen.append((shares, drawn))
         return drawn
 
-    monkeypatch.setattr(generation, "_drawn", spy)
+    monkeypatch.setattr(next_token, "_drawn", spy)
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
     options = AnchorOptions(max_new_tokens=4, temperature=0.7, top_k=top_k, top_p=top_p)
     torch.manual_seed(0)
@@ -269,7 +270,7 @@ def test_tokens_are_drawn_as_torch_draws_them():
     torch.manual_seed(3)
     expected = torch.multinomial(shares, 1)
     torch.manual_seed(3)
-    assert torch.equal(generation._drawn(shares), expected)
+    assert torch.equal(next_token._drawn(shares), expected)
 
 
 @pytest.mark.parametrize(

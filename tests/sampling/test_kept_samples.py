@@ -8,7 +8,8 @@ import pytest
 import torch
 from pair_selection import take
 
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.sampling.kept_samples import KeptSamples
 from lit_tidpo.structures import joined
 from lit_tidpo.testing import tiny_batch, tiny_policy

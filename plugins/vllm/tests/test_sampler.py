@@ -12,7 +12,8 @@ from lit_tidpo_vllm import VLLMSampler
 from lit_tidpo_vllm.sampler import merged_weights
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.sampling.generation import AnchorOptions, Generation
+from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 GREEDY = AnchorOptions(max_new_tokens=6, top_k=1)
