@@ -16,7 +16,9 @@ from jsonargparse import auto_cli
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.export import export_checkpoint, policy_config, read_checkpoint
-from lit_tidpo.models.policy import PolicyConfig, build_policy, policy_tokenizer
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.models.tokenizer import policy_tokenizer
 
 _OF_THE_PAPER = {
     "mmlu": "mmlu",

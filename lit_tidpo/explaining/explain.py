@@ -20,7 +20,7 @@ from lit_tidpo.explaining.subjects import Subject, subject_of
 from lit_tidpo.functional.importance import scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores
 from lit_tidpo.models.needs import find, models_of
-from lit_tidpo.models.quirks import evaluating
+from lit_tidpo.models.quirks.modes import evaluating
 from lit_tidpo.models.reference import check_compatible
 from lit_tidpo.plugins.registry import IMPORTANCE, load
 from lit_tidpo.sampling.anchor_options import AnchorOptions

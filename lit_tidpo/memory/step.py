@@ -18,8 +18,8 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.memory.dry_run import DryRun
 from lit_tidpo.memory.rows import longest_anchors
 from lit_tidpo.models.kept_logps import KeptLogps
-from lit_tidpo.models.policy import without_weights
-from lit_tidpo.models.quirks import vocabulary_size
+from lit_tidpo.models.loading import without_weights
+from lit_tidpo.models.quirks.parts import vocabulary_size
 from lit_tidpo.models.reference import FrozenModel, OtherModel
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.modules.preference import PreferenceModule

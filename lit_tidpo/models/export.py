@@ -13,10 +13,13 @@ import torch
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import locate
 from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
-from lit_tidpo.models.policy import PolicyConfig, build_policy, lora_options, policy_tokenizer
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig, lora_options
 from lit_tidpo.models.quantization import is_quantized
-from lit_tidpo.models.quirks import evaluating, inner_model, most_positions, vocabulary_size
-from lit_tidpo.models.tokenizer import load_tokenizer
+from lit_tidpo.models.quirks.generation import most_positions
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import inner_model, vocabulary_size
+from lit_tidpo.models.tokenizer import load_tokenizer, policy_tokenizer
 
 _PREFIX = "policy."
 

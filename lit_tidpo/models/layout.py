@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.models import Layout, Models
 from lit_tidpo.models.needs import find
-from lit_tidpo.models.packing import recorded_windows, use_packed_attention
+from lit_tidpo.models.packed_attention import recorded_windows, use_packed_attention
 from lit_tidpo.models.proofs import can_run, proving, sources
-from lit_tidpo.models.quirks import evaluating, vocabulary_size
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import vocabulary_size
 from lit_tidpo.structures import ResponseBatch
 
 LayoutChoice = Literal["auto", "padded", "packed", "shared_prompt"]

@@ -11,17 +11,13 @@ from torch import Tensor, nn
 
 from lit_tidpo.devices.host_rows import Places
 from lit_tidpo.errors import InputError
+from lit_tidpo.models.forward import run_model
 from lit_tidpo.models.kept_logps import KeptLogps
-from lit_tidpo.models.model_pass import ModelPass, run_model
+from lit_tidpo.models.model_pass import ModelPass
 from lit_tidpo.models.needs import OF_A_MODEL, fields_of, models_of
-from lit_tidpo.models.packing import PackedRows
-from lit_tidpo.models.quirks import (
-    head_outside,
-    learned_positions,
-    output_layer,
-    stretched_beyond,
-    vocabulary_size,
-)
+from lit_tidpo.models.packed_rows import PackedRows
+from lit_tidpo.models.quirks.attention import learned_positions, stretched_beyond
+from lit_tidpo.models.quirks.parts import head_outside, output_layer, vocabulary_size
 from lit_tidpo.models.reference import OtherModel
 from lit_tidpo.models.sharding import is_sharded
 from lit_tidpo.structures import ResponseBatch, Results
@@ -43,7 +39,7 @@ class Models:
         layout: How rows lie in the models' batches. ``padded``: all rows as long as the longest.
             ``packed``: the tokens of all rows side by side. ``shared_prompt``: packed, and each
             prompt once for all its responses. Packed rows ask for
-            :func:`lit_tidpo.models.packing.use_packed_attention`.
+            :func:`lit_tidpo.models.packed_attention.use_packed_attention`.
         logits_at_once: Tokens times vocabulary beyond which logits are computed tile by tile.
         own_logits: Whether the models hand out their logits, as they must where they change them
             after the output layer. Otherwise it is applied here, to the hidden states that count.

@@ -15,16 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.packing import PACKED_ATTENTION
+from lit_tidpo.models.packed_attention import PACKED_ATTENTION
 from lit_tidpo.models.quantization import dense
-from lit_tidpo.models.quirks import (
-    attention_kernel,
-    attention_maps,
-    evaluating,
-    inner_model,
-    input_layer,
-    vocabulary_size,
-)
+from lit_tidpo.models.quirks.attention import attention_kernel, attention_maps
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import inner_model, input_layer, vocabulary_size
 from lit_tidpo.models.sharding import is_sharded
 
 

@@ -14,15 +14,13 @@ from torch import nn
 
 from lit_tidpo.devices.host_rows import HostRows, to_device
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.experts import check_router
 from lit_tidpo.models.needs import find
 from lit_tidpo.models.proofs import check_attentions
-from lit_tidpo.models.quirks import (
-    attention_kernel,
-    check_attributable,
-    evaluating,
-    vocabulary_size,
-)
+from lit_tidpo.models.quirks.attention import attention_kernel
+from lit_tidpo.models.quirks.backward import check_attributable
+from lit_tidpo.models.quirks.experts import check_router
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import vocabulary_size
 from lit_tidpo.structures import ResponseBatch
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.locations import check_revision, gguf_option, locate
+from lit_tidpo.models.policy import PolicyConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,6 +63,24 @@ def load_tokenizer(
             )
         tokenizer.add_tokens(list(added_tokens))
     return tokenizer
+
+
+def policy_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies with a policy, with the tokens that are added.
+
+    Args:
+        config: Which policy.
+
+    Raises:
+        InputError: If there is none.
+    """
+    return load_tokenizer(
+        config.path,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        gguf_file=config.gguf_file,
+        added_tokens=config.added_tokens,
+    )
 
 
 def _template_text(template: str) -> str:

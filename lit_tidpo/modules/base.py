@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
-from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.callback_checks import check_callbacks
 from lit_tidpo.modules.learning_rate import LRSchedule, rate_factor
 from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps

@@ -24,7 +24,7 @@ from lit_tidpo.metrics.quantities import (
 )
 from lit_tidpo.models.layout import LayoutChoice
 from lit_tidpo.models.policy import ModelOptions, PolicyConfig
-from lit_tidpo.models.quirks import evaluating
+from lit_tidpo.models.quirks.modes import evaluating
 from lit_tidpo.models.reference import OtherModel, check_compatible
 from lit_tidpo.modules.attribution import attributable, takes_gradients
 from lit_tidpo.modules.learning_rate import LRSchedule

@@ -12,9 +12,10 @@ from torch import nn
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.layout import LayoutChoice, choose_layout, head_agrees
+from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.packing import use_packed_attention
-from lit_tidpo.models.policy import ModelOptions, PolicyConfig, build_policy, policy_tokenizer
+from lit_tidpo.models.packed_attention import use_packed_attention
+from lit_tidpo.models.policy import ModelOptions, PolicyConfig
 from lit_tidpo.models.reference import (
     BaseOfAdapters,
     FrozenModel,
@@ -22,6 +23,7 @@ from lit_tidpo.models.reference import (
     OtherModel,
     check_compatible,
 )
+from lit_tidpo.models.tokenizer import policy_tokenizer
 from lit_tidpo.modules.base import PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.modules.learning_rate import LRSchedule

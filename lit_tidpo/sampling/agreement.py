@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lit_tidpo.models.proofs import rounding
-from lit_tidpo.models.quirks import evaluating, vocabulary_size
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import vocabulary_size
 
 
 class Forced:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_tidpo.devices.host_rows import HostRows, Rows, to_device
-from lit_tidpo.models.quirks import end_ids
+from lit_tidpo.models.quirks.generation import end_ids
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import ResponseBatch
 

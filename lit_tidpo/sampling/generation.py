@@ -13,16 +13,11 @@ from torch import Tensor
 
 from lit_tidpo.devices.host_rows import to_device
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.packing import plain_attention
+from lit_tidpo.models.packed_attention import plain_attention
 from lit_tidpo.models.proofs import can_run, takes_left_padding
-from lit_tidpo.models.quirks import (
-    CacheKind,
-    evaluating,
-    generation_cache,
-    inner_model,
-    most_positions,
-    pad_id,
-)
+from lit_tidpo.models.quirks.generation import CacheKind, generation_cache, most_positions, pad_id
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import inner_model
 from lit_tidpo.models.sharding import is_sharded
 from lit_tidpo.sampling.agreement import Forced, agrees
 from lit_tidpo.sampling.anchor_options import AnchorOptions

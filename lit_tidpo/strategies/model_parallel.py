@@ -21,7 +21,8 @@ from torch.distributed.tensor.parallel import (
 from torch.optim import Optimizer
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.quirks import evaluating, inner_model, vocabulary_size
+from lit_tidpo.models.quirks.modes import evaluating
+from lit_tidpo.models.quirks.parts import inner_model, vocabulary_size
 from lit_tidpo.models.sharding import decoder_layers, is_sharded
 from lit_tidpo.strategies.family import Run, StrategyFamily, check_unbuilt, clip_sharded
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.packing import use_packed_attention
+from lit_tidpo.models.packed_attention import use_packed_attention
 from lit_tidpo.models.tokenizer import load_tokenizer
 from lit_tidpo.testing import tiny_policy
 from lit_tidpo.testing.tiny import VOCABULARY

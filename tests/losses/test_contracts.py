@@ -16,7 +16,7 @@ from lit_tidpo.losses.base import LossComponent, LossContext, LossValues
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.metrics.quantities import objective_quantities, quantity_names
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.packing import use_packed_attention
+from lit_tidpo.models.packed_attention import use_packed_attention
 from lit_tidpo.models.reference import FrozenModel
 from lit_tidpo.objective import Objective
 from lit_tidpo.structures import Results

@@ -16,7 +16,7 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.models.export import export_checkpoint
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
-from lit_tidpo.models.quirks import evaluating
+from lit_tidpo.models.quirks.modes import evaluating
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 

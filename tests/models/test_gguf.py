@@ -8,7 +8,8 @@ from gguf_files import write_gguf
 from modules.runs import QUIET, write_model
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.models.tokenizer import load_tokenizer
 
 pytestmark = QUIET

@@ -18,7 +18,8 @@ from lit_tidpo.models.kept_logps import (
     rows_digest,
     write_part,
 )
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.testing import tiny_batch, tiny_policy
 
 pytestmark = pytest.mark.filterwarnings(  # by peft

@@ -20,9 +20,10 @@ from lit_tidpo.importance.gradient_importance import GradientImportance
 from lit_tidpo.importance.gradient_log_ratio_importance import GradientLogRatioImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.layout import choose_layout, head_agrees
+from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.packing import PACKED_ATTENTION
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.packed_attention import PACKED_ATTENTION
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.models.reference import FrozenModel
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.testing import tiny_batch, tiny_policy

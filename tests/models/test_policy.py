@@ -11,12 +11,10 @@ import transformers
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.policy import (
-    LoraOptions,
-    PolicyConfig,
-    build_policy,
-)
-from lit_tidpo.models.quirks import compile_layers, disable_dropout, evaluating
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
+from lit_tidpo.models.quirks.backward import compile_layers
+from lit_tidpo.models.quirks.modes import disable_dropout, evaluating
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.strategies.family import Run
 from lit_tidpo.strategies.model_parallel import ModelParallel

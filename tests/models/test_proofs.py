@@ -11,11 +11,12 @@ import transformers
 from torch import nn
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.adapted_layers import not_to_adapt
 from lit_tidpo.models.layout import choose_layout
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.models.proofs import check_causal, takes_left_padding
-from lit_tidpo.models.quirks import disable_dropout, keep_weights
+from lit_tidpo.models.quirks.adapted_layers import not_to_adapt
+from lit_tidpo.models.quirks.modes import disable_dropout, keep_weights
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.generation import Generation
 from lit_tidpo.testing import tiny_batch, tiny_policy

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 
 SIZES = {
     "vocab_size": 32,

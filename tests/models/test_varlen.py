@@ -7,7 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from lit_tidpo.models import varlen
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.packing import PackedRows, use_packed_attention
+from lit_tidpo.models.packed_attention import use_packed_attention
+from lit_tidpo.models.packed_rows import PackedRows
 from lit_tidpo.seeding import seeded
 from lit_tidpo.testing import tiny_batch
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
 
 from .runs import LORA, make_data, write_data, write_model
 

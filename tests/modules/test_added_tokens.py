@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.export import export_checkpoint
-from lit_tidpo.models.policy import PolicyConfig, build_policy
-from lit_tidpo.models.quirks import input_layer
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.models.quirks.parts import input_layer
 
 from .runs import (
     LORA,

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.sampling.anchor_options import AnchorOptions

@@ -18,8 +18,9 @@ from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
+from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.policy import LoraOptions, build_policy
+from lit_tidpo.models.policy import LoraOptions
 from lit_tidpo.models.reference import BaseOfAdapters, FrozenModel
 
 from .runs import (

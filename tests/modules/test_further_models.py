@@ -8,7 +8,8 @@ import torch
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.policy import ModelOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import ModelOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 
 from .runs import LORA, QUIET, every_step, fit, make_module, quiet_trainer, write_model

@@ -18,7 +18,8 @@ from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.hparams import as_plain_data

@@ -31,7 +31,8 @@ from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.models.policy import LoraOptions, ModelOptions, PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import LoraOptions, ModelOptions, PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.sampling.anchor_options import AnchorOptions

@@ -9,7 +9,8 @@ from lightning.pytorch import Callback
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
-from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.generation import Generation

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.export import export_checkpoint
-from lit_tidpo.models.policy import LoraOptions, PolicyConfig, build_policy, without_weights
+from lit_tidpo.models.loading import build_policy, without_weights
+from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.models.quantization import quantization_settings
-from lit_tidpo.models.quirks import inner_model
+from lit_tidpo.models.quirks.parts import inner_model
 
 from .runs import NO_TRIPLET, QUIET, assert_same, byte_tokenizer, fit, logits, make_module
 

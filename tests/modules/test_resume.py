@@ -11,7 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
-from lit_tidpo.models.policy import build_policy
+from lit_tidpo.models.loading import build_policy
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 

@@ -541,7 +541,7 @@ def test_several_responses_for_each_prompt_are_rows_of_their_own_roles(source):
 
 
 def test_sampling_runs_the_models_own_attention_and_leaves_ours_in_place():
-    from lit_tidpo.models.packing import PACKED_ATTENTION, use_packed_attention
+    from lit_tidpo.models.packed_attention import PACKED_ATTENTION, use_packed_attention
 
     policy, plain, seen = tiny_policy(), tiny_policy(), []
     assert use_packed_attention(policy)

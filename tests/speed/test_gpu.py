@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import gpu, gpu_checks
 from benchmarks.workloads import WORKLOADS
-from lit_tidpo.models.packing import PackedRows
+from lit_tidpo.models.packed_rows import PackedRows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

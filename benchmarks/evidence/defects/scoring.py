@@ -23,8 +23,9 @@ from benchmarks.evidence.data import SIDES, Row, marks, pair_tokenizer, rows_of
 from lit_tidpo.data.collation import PairCollator
 from lit_tidpo.functional.importance import scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, checked_scores
+from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.models import Models
-from lit_tidpo.models.policy import PolicyConfig, build_policy
+from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.models.reference import FrozenModel
 from lit_tidpo.structures import ResponseBatch, Results
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.models.quirks import inner_model
+from lit_tidpo.models.quirks.parts import inner_model
 
 
 def check_router(model: Any) -> None:
