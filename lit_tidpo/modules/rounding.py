@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_tidpo.errors import InputError
@@ -55,20 +55,44 @@ def round_stochastically(optimizer: Optimizer, seed: Callable[[], int]) -> None:
             "leave it out, or set policy.dtype=bfloat16"
         )
 
+    wide: dict[Tensor, nn.Parameter] = {}
+
+    def exchange(others: Mapping[Tensor, Tensor]) -> None:
+        for group in optimizer.param_groups:
+            group["params"] = [others.get(each, each) for each in group["params"]]
+        for old, new in others.items():
+            if old in optimizer.state:
+                optimizer.state[new] = optimizer.state.pop(old)
+
+    # Other tensors step for the weights, whose own storage stays: to exchange that for one of
+    # another type would take them off the gradient's way, and DDP's hooks with them.
     def widen(*_: Any) -> None:
         for each in coarse:
+            wide[each] = nn.Parameter(each.detach().float())
             gradient, each.grad = each.grad, None
-            each.data = each.data.float()
-            each.grad = None if gradient is None else gradient.float()
+            wide[each].grad = None if gradient is None else gradient.float()
+        exchange(wide)
 
     def narrow(*_: Any) -> None:
         generator = torch.Generator(coarse[0].device).manual_seed(seed())
-        for each in coarse:
-            gradient, each.grad = each.grad, None
-            each.data = stochastically_rounded(each.data, generator)
-            each.grad = None if gradient is None else gradient.bfloat16()
+        for each, value in wide.items():
+            with torch.no_grad():
+                each.copy_(stochastically_rounded(value.detach(), generator))
+            each.grad = None if value.grad is None else value.grad.bfloat16()
+        exchange({value: each for each, value in wide.items()})
+        wide.clear()
 
-    optimizer.register_step_pre_hook(widen)
+    def before_step(_: Optimizer, arguments: Any, options: Any) -> tuple[Any, Any]:
+        own, *given = arguments
+        closure = given[0] if given else options.get("closure")
+        loss = None
+        if closure is not None:  # forward and backward pass, in bfloat16
+            with torch.enable_grad():
+                loss = closure()
+        widen()
+        return (own,), {} if closure is None else {"closure": lambda: loss}
+
+    optimizer.register_step_pre_hook(before_step)
     optimizer.register_step_post_hook(narrow)
     # Loading casts the state to the type of the weights; they are exact in both types.
     optimizer.register_load_state_dict_pre_hook(widen)

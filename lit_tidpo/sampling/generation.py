@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_tidpo.devices.host_rows import to_device
 from lit_tidpo.errors import InputError, explained
@@ -193,15 +193,24 @@ def _weights_in_bf16(policy: Any) -> Iterator[None]:
     if not in_bf16 or is_sharded(policy):
         yield
         return
-    whole = [(each, each.data) for each in policy.parameters() if each.dtype == torch.float32]
+    # Not by exchanging their data: DDP's hooks hang on a weight's type, and would be lost.
+    own = [
+        (module, name, weight)
+        for module in policy.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dtype == torch.float32
+    ]
+    halves: dict[nn.Parameter, nn.Parameter] = {}
     try:
-        for each, data in whole:
-            each.data = data.to(torch.bfloat16)
+        for module, name, weight in own:
+            if weight not in halves:
+                halves[weight] = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+            setattr(module, name, halves[weight])
         with torch.autocast(kind, enabled=False):
             yield
     finally:
-        for each, data in whole:
-            each.data = data
+        for module, name, weight in own:
+            setattr(module, name, weight)
 
 
 @contextmanager

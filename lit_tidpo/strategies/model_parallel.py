@@ -128,7 +128,9 @@ def split_matrices(model: Any, devices: DeviceMesh) -> None:
     before = _probe(model)
     parallelize_module(model, devices, plan)
     error = float((_probe(model) - before).abs().max())
-    if not error < 1e-3 * float(before.abs().max()):
+    # A sum over ranks is rounded once more for each of them.
+    close = max(1e-3, 8 * torch.finfo(next(model.parameters()).dtype).eps)
+    if not error < close * float(before.abs().max()):
         raise InputError(
             f"tensor_parallel_size={ways}: {name} gives other logits then, by up to {error:.2g}: "
             "set 1 (configs/strategies/fsdp2.yaml)"

@@ -12,7 +12,7 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.rounding import round_stochastically, stochastically_rounded
 
-from .runs import NO_TRIPLET, QUIET, assert_same, fit, make_module, parameters
+from .runs import NO_TRIPLET, QUIET, assert_same, fit, make_data, make_module, parameters
 
 pytestmark = QUIET
 ROUNDED = {"dtype": "bfloat16", "stochastic_rounding": True}
@@ -90,3 +90,25 @@ def test_settings_without_effect_are_refused(model_folder):
     module.configure_model()
     with pytest.raises(InputError, match=r"no weights that are trained are bfloat16"):
         module.configure_optimizers()
+
+
+def test_passes_run_in_bfloat16_and_hooks_of_the_weights_stay(model_folder, source, monkeypatch):
+    """DDP hangs its hooks where gradients are gathered, which go with a weight's type."""
+    module = make_module(model_folder, policy=ROUNDED)
+    seen, called = [], []
+    step = module.training_step
+
+    def watched(*arguments):
+        weight = next(module.policy.parameters())
+        seen.append(weight.dtype)
+        if len(seen) == 1:
+            gatherer = weight.view_as(weight).grad_fn.next_functions[0][0]
+            gatherer.register_hook(lambda *_: called.append(module.global_step))
+            module.held = gatherer
+        return step(*arguments)
+
+    monkeypatch.setattr(module, "training_step", watched)
+    fit(module, make_data(source, model_folder, batch_size=2), limit_val_batches=0)
+    assert len(seen) > 2
+    assert set(seen) == {torch.bfloat16}
+    assert sorted(set(called)) == list(range(len(seen)))

@@ -383,6 +383,9 @@ def test_under_bf16_the_weights_are_cast_once_and_come_back(monkeypatch):
     """Not at every token; the fp32 weights are the same tensors afterwards."""
     policy = tiny_policy()
     before = dict(policy.state_dict())
+    # DDP's hooks hang there; they would be lost with the weight's own tensor.
+    weights = [p for p in policy.parameters() if p.requires_grad]
+    gatherers = [weight.view_as(weight).grad_fn.next_functions[0][0] for weight in weights]
     kinds = []
     generate = policy.generate
 
@@ -398,6 +401,8 @@ def test_under_bf16_the_weights_are_cast_once_and_come_back(monkeypatch):
     after = policy.state_dict()
     assert all(after[name].data_ptr() == value.data_ptr() for name, value in before.items())
     assert {value.dtype for value in after.values()} == {torch.float32}
+    for weight, gatherer in zip(weights, gatherers, strict=True):
+        assert weight.view_as(weight).grad_fn.next_functions[0][0] is gatherer
 
 
 def test_policy_and_its_settings_stay_as_they_are():
