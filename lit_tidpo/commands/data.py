@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from lit_tidpo.data.ranked import Against
+from lit_tidpo.data.rendering import SpecialTokens
 from lit_tidpo.data.shapes import describe_shapes
-from lit_tidpo.data.tokenization import SpecialTokens
 from lit_tidpo.errors import InputError
 
 

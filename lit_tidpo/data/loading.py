@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-import fsspec
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetsError
 
+from lit_tidpo.data.files import KINDS, READERS, check_json, check_local, is_saved, kind_of
 from lit_tidpo.data.shapes import COLUMNS, shape_of
 from lit_tidpo.data.whole_files import drop_damaged, remember
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import check_revision, locate
-
-_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-"""Library that reads a file of each kind."""
-_PACKED = ("", ".gz", ".zst")
-"""Endings of compressed files, after the kind."""
-_KINDS = f"{sorted(_READERS)} (also as .gz or .zst)"
 
 _UNREADABLE = (
     DatasetsError,
@@ -73,28 +65,20 @@ def load_splits(
         if not path.exists():
             return _read(streaming, path=place, revision=revision, **options)
         check_revision("revision", revision, source)
-        _check_local(path, source, name)
-        if _is_saved(path):
+        check_local(path, source, name)
+        if is_saved(path):
             return _load_saved(path, streaming)
         files = None if path.is_dir() else {"train": str(path)}
-        reader = str(path) if path.is_dir() else _READERS[_kind(path)]
+        reader = str(path) if path.is_dir() else READERS[kind_of(path)]
         return _read(streaming, path=reader, data_files=files, **options)
     except InputError:
         raise
-    except (
-        DatasetsError,
-        OSError,
-        EOFError,
-        StopIteration,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:
+    except _UNREADABLE as error:
         if path.exists():
-            _check_json(path)
+            check_json(path)
         raise InputError(
             f"the data at {source!r} cannot be read; expected a data set on the Hub, a folder or a "
-            f"file of {_KINDS}: {error.__cause__ or error}"
+            f"file of {KINDS}: {error.__cause__ or error}"
         ) from error
 
 
@@ -197,75 +181,5 @@ def _given(
     return {n: split.to_iterable_dataset() for n, split in splits.items()} if streaming else splits
 
 
-def _kind(path: Path) -> str:
-    """The ending that says what a file holds, of ``pairs.jsonl.gz`` for example ``.jsonl``."""
-    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
-
-
-def _is_saved(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-
-
 def _load_saved(path: Path, streaming: bool) -> dict[str, Dataset | IterableDataset]:
     return _given(datasets.load_from_disk(str(path)), None, None, streaming)
-
-
-def _check_local(path: Path, source: str, name: str | None) -> None:
-    if path.is_file() and _kind(path) not in _READERS:
-        raise InputError(f"{source!r} is not a file of {_KINDS}: convert it")
-    if path.suffix == ".zst" and not datasets.config.ZSTANDARD_AVAILABLE:
-        raise InputError(f"{source!r} is read by the package zstandard: install it")
-    if name is not None and (path.is_file() or _is_saved(path)):
-        raise InputError(f"name={name!r} picks a configuration, but {source!r} has none: drop it")
-    for file in _files(path):
-        if file.stat().st_size == 0:
-            raise InputError(f"the file {str(file)!r} is empty; expected preference pairs")
-    if path.is_dir() and not _is_saved(path) and not any(_files(path)):
-        raise InputError(
-            f"the folder {source!r} holds no file of {_KINDS}; expected files named like "
-            "their splits, such as train.jsonl"
-        )
-
-
-def _files(path: Path) -> Iterable[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    return [file for file in files if _kind(file) in _READERS]
-
-
-def _check_json(path: Path) -> None:
-    """Find the line that is not JSON, after reading has failed."""
-    for file in _files(path):
-        if _READERS[_kind(file)] != "json":
-            continue
-        try:
-            with fsspec.open(str(file), "rt", encoding="utf-8", compression="infer") as stream:
-                text = stream.read()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{str(file)!r} is not UTF-8 at byte {error.start} ({error.reason}): convert it"
-            ) from error
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"{str(file)!r} cannot be unpacked ({error}): compress it again"
-            ) from error
-        parts = [text] if _is_json(text) or text.lstrip().startswith("[") else text.split("\n")
-        for number, part in enumerate(parts, start=1):
-            try:
-                _ = part.strip() and json.loads(part)
-            except RecursionError as error:
-                raise InputError(
-                    f"{str(file)!r} line {number} is nested too deeply: expected preference pairs"
-                ) from error
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{str(file)!r} line {number + error.lineno - 1} is not JSON ({error.msg}, "
-                    f"column {error.colno}): mend or remove it"
-                ) from error
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        return False
-    return True

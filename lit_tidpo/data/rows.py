@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lit_tidpo.data.fields import text_or_messages, token_weights
 from lit_tidpo.data.ranked import RowOptions
-from lit_tidpo.data.shapes import NUMBERS, as_pair
-from lit_tidpo.data.turns import Message, from_json, messages, payload, without_nulls
+from lit_tidpo.data.shapes import as_pair
+from lit_tidpo.data.turns import Message, from_json, payload, without_nulls
 from lit_tidpo.errors import InputError
 
 # How the HH-RLHF data mark the turns of a dialogue inside one string.
@@ -94,9 +94,9 @@ def preference_pair(
 
 
 def _normal_form(row: Mapping[str, Any], number: int) -> PreferencePair:
-    chosen, rejected = (_field(row, name, number) for name in ("chosen", "rejected"))
-    prompt = None if row.get("prompt") is None else _field(row, "prompt", number)
-    weights = (_weights(row, "chosen", number), _weights(row, "rejected", number))
+    chosen, rejected = (text_or_messages(row, name, number) for name in ("chosen", "rejected"))
+    prompt = None if row.get("prompt") is None else text_or_messages(row, "prompt", number)
+    weights = (token_weights(row, "chosen", number), token_weights(row, "rejected", number))
     if isinstance(chosen, str) and isinstance(rejected, str):
         unused = [name for name in ("system", "tools") if row.get(name)]
         if unused:
@@ -122,45 +122,7 @@ def _normal_form(row: Mapping[str, Any], number: int) -> PreferencePair:
     )
 
 
-def row_numbers(row: Mapping[str, Any], number: int) -> dict[str, float | None]:
-    """The numbers of a row: its responses' scores, and how much the pair counts.
-
-    Args:
-        row: The row's fields.
-        number: Position of the row in its split, for messages.
-
-    Returns:
-        By column; None where there is none.
-
-    Raises:
-        InputError: If one is no finite number, or the pair's weight is negative.
-    """
-    found: dict[str, float | None] = {}
-    for name in NUMBERS:
-        value = row.get(name)
-        sound = isinstance(value, (int, float)) and math.isfinite(value)
-        if value is not None and (not sound or (name == "pair_weight" and value < 0)):
-            expected = "a number of 0 or more" if name == "pair_weight" else "a finite number"
-            raise InputError(
-                f"row {number}: column {name!r} holds {value!r:.80}; expected {expected}"
-            )
-        found[name] = None if value is None else float(value)
-    return found
-
-
 _Weights = tuple["list[float] | None", "list[float] | None"]
-
-
-def _field(row: Mapping[str, Any], name: str, number: int) -> str | list[Message]:
-    value = row.get(name)
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (list, dict)):
-        return messages(value, name, number)
-    raise InputError(
-        f"row {number}: field {name!r} must be text or a list of messages with 'role' and "
-        f"'content'; got {value!r:.80}"
-    )
 
 
 def _with_columns(pair: PreferencePair, row: Mapping[str, Any], number: int) -> PreferencePair:
@@ -179,21 +141,6 @@ def _with_columns(pair: PreferencePair, row: Mapping[str, Any], number: int) -> 
     if tools and not isinstance(tools, list):
         raise InputError(f"row {number}: column 'tools' must be a list; got {tools!r:.80}")
     return replace(pair, prompt=prompt, tools=without_nulls(tools) or None)
-
-
-def _weights(row: Mapping[str, Any], side: str, number: int) -> list[float] | None:
-    name = f"{side}_weights"
-    if "chosen_weights" not in row and "rejected_weights" not in row:
-        return None
-    values = row.get(name)
-    if isinstance(values, list) and all(
-        isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in values
-    ):
-        return [float(value) for value in values]
-    raise InputError(
-        f"row {number}: field {name!r} must be a list of numbers >= 0, one per token of the "
-        f"response, in every row or in none; got {values!r:.80}"
-    )
 
 
 def _from_explicit_text(

@@ -6,31 +6,27 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lit_tidpo.data.encoding import WordEncoder, settings_digest
+from lit_tidpo.data.ends import Ends
+from lit_tidpo.data.fields import row_numbers
 from lit_tidpo.data.guarding import Guard
 from lit_tidpo.data.ranked import RowOptions
-from lit_tidpo.data.rows import PreferencePair, preference_pair, row_numbers
+from lit_tidpo.data.rendering import Renderer, SpecialTokens, left_out
+from lit_tidpo.data.rows import PreferencePair, preference_pair
 from lit_tidpo.data.shapes import NUMBERS
 from lit_tidpo.data.spans import span_weights, spans_of, token_places
-from lit_tidpo.data.turns import Message
-from lit_tidpo.errors import InputError, check_choice, explained
+from lit_tidpo.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-SpecialTokens = Literal["text", "control"]
-
-_READ = ("content", "reasoning_content", "reasoning", "thinking")
-"""Fields of a turn that are to be read."""
 _NO_PLACE = (
     "special tokens in the text of messages leave marked spans without a place: set "
     "data.special_tokens=control, or give weights in their place"
 )
-_SHOWN = 60
-"""Characters that messages show of a text."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +81,12 @@ class PairTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TokenizationOptions) -> None:
-        if tokenizer.eos_token_id is None:
-            raise InputError(
-                f"the tokenizer {tokenizer.name_or_path!r} has no eos_token, so responses would "
-                "have no end: set one"
-            )
         self.tokenizer = tokenizer
         self.options = options
         self._guard = Guard(tokenizer)
         self._encoder = WordEncoder(tokenizer, self._guard)
-        self._eos = int(tokenizer.eos_token_id)
-        self._ends = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-        starts_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-        self._bos = [int(tokenizer.bos_token_id)] if starts_with_bos else []
+        self._renderer = Renderer(tokenizer, self._guard, options.special_tokens)
+        self._ends = Ends(tokenizer)
 
     @cached_property
     def digest(self) -> str:
@@ -138,7 +127,7 @@ class PairTokenizer:
             for row, number in zip(rows, numbers, strict=True)
         ]
         texts = [
-            [] if pair.problem else self._texts(pair, number)
+            [] if pair.problem else self._renderer.texts(pair, number)
             for pair, number in zip(pairs, numbers, strict=True)
         ]
         encoded = self._encoder.encode(texts)
@@ -158,7 +147,10 @@ class PairTokenizer:
         """Cut a pair's ids into prompt and responses of the lengths that they may have."""
         if pair.problem:
             return _row(number, pair.problem)
-        prompt, chosen, rejected = self._ended(encoded, isinstance(pair.prompt, str))
+        if not encoded:
+            return _row(number, "empty prompt")
+        prompt, *full = map(self._ends.begun, encoded)
+        chosen, rejected = (self._ends.ended(ids, isinstance(pair.prompt, str)) for ids in full)
         boundary = min(_shared_prefix(prompt, chosen), _shared_prefix(prompt, rejected))
         if boundary == 0:
             return _row(number, "empty prompt")
@@ -172,7 +164,7 @@ class PairTokenizer:
                 if self._guard.count(text):
                     raise InputError(f"row {number}: {_NO_PLACE}")
                 field = row[side] if isinstance(row[side], str) else getattr(pair, side)
-                places = token_places(self.tokenizer, text, self._bos, len(ids), number)
+                places = token_places(self.tokenizer, text, self._ends.bos, len(ids), number)
                 weights[side] = span_weights(places, field, text, spans, number)[boundary:]
 
         kept = self._cut_prompt(prompt[:boundary], max(map(len, sides.values())))
@@ -189,79 +181,12 @@ class PairTokenizer:
             "length": len(kept) + max(map(len, cut.values())),
             "prompt_truncated": len(kept) < boundary,
             "shifted": shifted,
-            "left_out": _left_out(pair, [self._guard.unmark(text) for text in texts]),
+            "left_out": left_out(pair, [self._guard.unmark(text) for text in texts]),
             "guarded": sum(map(self._guard.count, texts[1:])),
             **{f"{side}_ids": ids for side, ids in cut.items()},
             **{f"{side}_truncated": flag for side, flag in truncated.items()},
             **{f"{side}_weights": values and values[:budget] for side, values in weights.items()},
         }
-
-    def _texts(self, pair: PreferencePair, number: int) -> list[str]:
-        """The prompt alone, and with each response; nothing if there is no prompt."""
-        if isinstance(pair.prompt, str):
-            return [pair.prompt, f"{pair.prompt}{pair.chosen}", f"{pair.prompt}{pair.rejected}"]
-        if not pair.prompt:
-            return []
-        assert isinstance(pair.chosen, list)
-        assert isinstance(pair.rejected, list)
-        return [
-            self._render(pair.prompt, pair.tools, number, open_turn=True),
-            self._render(pair.prompt + pair.chosen, pair.tools, number),
-            self._render(pair.prompt + pair.rejected, pair.tools, number),
-        ]
-
-    def _ended(
-        self, encoded: list[list[int]], is_plain: bool
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Ids of the prompt alone and of prompt and response, each with its BOS and its end."""
-        if not encoded:
-            return [], [], []
-        prompt, *full = ([*self._bos, *ids] if ids[:1] != self._bos else ids for ids in encoded)
-        end = self._end_text if is_plain else self._end_chat
-        chosen, rejected = (end(ids) for ids in full)
-        return prompt, chosen, rejected
-
-    def _render(
-        self, messages: list[Message], tools: Any, number: int, open_turn: bool = False
-    ) -> str:
-        if self.tokenizer.chat_template is None:
-            raise InputError(
-                f"row {number} holds messages, but the tokenizer {self.tokenizer.name_or_path!r} "
-                "has no chat template: set chat_template"
-            )
-        roles = [turn["role"] for turn in messages]
-        given = (messages, tools)
-        if self.options.special_tokens == "text":
-            messages, tools = (self._guard.mark(each, f"row {number}") for each in given)
-        with explained(f"row {number}: the chat template refuses turns of {roles}"):
-            text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=open_turn
-            )
-        if (messages, tools) != given:
-            self._guard.check(str(text), f"row {number}")
-        return str(text)
-
-    def _end_text(self, ids: list[int]) -> list[int]:
-        """Let the ids end in exactly one EOS."""
-        while ids[-1:] == [self._eos]:
-            ids = ids[:-1]
-        return [*ids, self._eos]
-
-    def _end_chat(self, ids: list[int]) -> list[int]:
-        """Cut the whitespace that the template puts after its own terminator."""
-        end = len(ids)
-        while end and ids[end - 1] not in self._ends and self._is_blank(ids[end - 1]):
-            end -= 1
-        if not end or ids[end - 1] not in self._ends:
-            raise InputError(
-                "the chat template ends the assistant's turn without a special token, so that a "
-                f"model would not learn to stop (it ends in {self.tokenizer.decode(ids[-8:])!r}): "
-                "let it put eos_token there"
-            )
-        return ids[:end]
-
-    def _is_blank(self, token: int) -> bool:
-        return not str(self.tokenizer.decode([token])).strip()
 
     def _cut_prompt(self, prompt: list[int], longest_response: int) -> list[int]:
         """Cut the prompt from the left, only as far as the longer response needs."""
@@ -290,23 +215,6 @@ def _row(number: int, problem: str = "") -> dict[str, Any]:
         "index": number,
         "problem": problem,
     }
-
-
-def _left_out(pair: PreferencePair, texts: list[str]) -> str:
-    """The first text, a response's reasoning say, that the chat template did not render."""
-    for turns, text in zip((pair.prompt, pair.chosen, pair.rejected), texts, strict=True):
-        for turn in turns if isinstance(turns, list) else []:
-            functions = [call.get("function") for call in turn.get("tool_calls") or []]
-            parts = [turn.get(name) for name in _READ]
-            parts += [each.get("name") for each in functions if isinstance(each, dict)]
-            for part in parts:
-                if isinstance(part, str) and part.strip() not in text:
-                    return part.strip()[:_SHOWN]
-    for tool in pair.tools or []:
-        name = tool.get("function", tool).get("name") if isinstance(tool, dict) else None
-        if isinstance(name, str) and texts and name not in texts[0]:
-            return name[:_SHOWN]
-    return ""
 
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from lit_tidpo.data.rows import preference_pair, row_numbers
+from lit_tidpo.data.fields import row_numbers
+from lit_tidpo.data.rows import preference_pair
 from lit_tidpo.errors import InputError
 
 
