@@ -84,6 +84,10 @@ def export_checkpoint(
     if adapter and config.lora is None and config.adapter is None:
         raise InputError(f"checkpoint {str(checkpoint)!r} has no adapters: leave --adapter out")
     policy = _restored(config, saved, checkpoint)
+    merges = not adapter and (config.lora is not None or config.adapter is not None)
+    stored = policy.dtype if dtype is None else getattr(torch, dtype)
+    if merges and not is_quantized(inner_model(policy)):
+        policy = policy.float()  # the sum of base and adapters is rounded once, when it is stored
     expected = _probe(policy)
     if not bool(expected.isfinite().all()):
         raise InputError(
@@ -94,11 +98,11 @@ def export_checkpoint(
         for each in policy.peft_config.values():
             each.base_model_name_or_path = locate(config.path)
             each.revision = config.revision
-    elif config.lora is not None or config.adapter is not None:
+    elif merges:
         policy = merge_adapters(policy)
         _check_same(expected, _probe(policy), policy.dtype, "merging its adapters")
-    if dtype is not None:
-        policy = policy.to(getattr(torch, dtype))
+    if policy.dtype != stored:
+        policy = policy.to(stored)
         expected = _probe(policy)
     tokenizer = saved_tokenizer(data, config)
     # Beside it first, so that what does not give the checkpoint's log-probs is never taken for it.

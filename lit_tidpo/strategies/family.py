@@ -94,7 +94,7 @@ class StrategyFamily:
         if self.resumes_folders and not run.config.save_frozen:
             raise InputError(
                 "policy.save_frozen=false does not go with a strategy that writes and reads its "
-                "checkpoints part by part: leave it out, or use strategy=ddp"
+                "checkpoints part by part: set policy.save_frozen=true, or use strategy=ddp"
             )
 
     def settle(self, processes: int) -> None:
