@@ -153,10 +153,11 @@ def _check_same(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype,
         InputError: If any differs by more than rounding.
     """
     error = float((expected - found).abs().max())
-    limit = 1e-3 if dtype == torch.float32 else 0.3
+    # Rounding grows with the size of what is rounded: large models give log-probs down to -50.
+    limit = max(1e-3, 2e-4 * float(expected.abs().max())) if dtype == torch.float32 else 0.3
     if not error <= limit:
         raise InputError(
-            f"{by} changes the policy's log-probs by {error:.3g} nats (expected at most {limit}): "
+            f"{by} changes the policy's log-probs by {error:.3g} nats (expected at most {limit:.3g}): "
             "nothing was exported; load the checkpoint in Python and save the policy there"
         )
 
