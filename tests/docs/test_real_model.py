@@ -58,8 +58,6 @@ def test_fit_export_and_use(offline, tmp_path, monkeypatch, capsys):
         "--data.batch_size=2",
         "--trainer.max_steps=2",
         "--trainer.num_sanity_val_steps=0",
-        "--trainer.precision=32-true",  # faster than bf16 on many CPUs
-        "--model.policy.dtype=float32",
         "--trainer.accumulate_grad_batches=1",
         "--trainer.limit_val_batches=1",
         "--trainer.enable_progress_bar=false",
