@@ -216,6 +216,7 @@ def test_a_configuration_names_a_schedule_by_its_class(tmp_path):
         ("ddp", DataParallel),
         ("fsdp2", ModelParallel),
         ("tensor_parallel", ModelParallel),
+        ("fsdp2_tensor_parallel", ModelParallel),
         ("fsdp", FullySharded),
         ("deepspeed_stage_1", Zero),
         ("deepspeed_stage_2", Zero),
@@ -224,7 +225,8 @@ def test_a_configuration_names_a_schedule_by_its_class(tmp_path):
 )
 def test_each_strategy_is_of_a_family_that_is_known(name, family):
     text = (CONFIGS / "strategies" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"configs/strategies/{name}.yaml --trainer.devices 2" in text
+    devices = 4 if name == "fsdp2_tensor_parallel" else 2
+    assert f"configs/strategies/{name}.yaml --trainer.devices {devices}" in text
     strategy = yaml.safe_load(text)["trainer"]["strategy"]
     if isinstance(strategy, str):
         entry = StrategyRegistry[strategy]

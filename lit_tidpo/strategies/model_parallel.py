@@ -51,11 +51,23 @@ class ModelParallel(StrategyFamily):
         return mesh
 
     def settle(self, processes: int) -> None:
-        """Share layers out over whatever matrices are not, rather than over the nodes alone."""
+        """Share layers out over whatever matrices are not, rather than over the nodes alone.
+
+        Raises:
+            InputError: If the sizes do not make the number of processes.
+        """
         strategy = self.strategy
-        ways = strategy._tensor_parallel_size
-        if strategy._data_parallel_size == "auto" and ways != "auto":
-            strategy._data_parallel_size = max(1, processes // ways)
+        data, ways = strategy._data_parallel_size, strategy._tensor_parallel_size
+        if ways == "auto":
+            return
+        if data == "auto":
+            data = strategy._data_parallel_size = max(1, processes // ways)
+        if data * ways != processes:
+            raise InputError(
+                f"tensor_parallel_size={ways} with {processes} processes (trainer.devices times "
+                f"trainer.num_nodes) in {data} groups: expected a size that divides them, and as "
+                "many groups (data_parallel_size) as that makes, or auto"
+            )
 
     def check(self, run: Run) -> None:
         """Refuse what cannot be sharded; see :meth:`StrategyFamily.check`."""

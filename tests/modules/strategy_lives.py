@@ -1,6 +1,7 @@
 """The commands under each strategy, one after the other: fit, resume, validate, predict.
 
-``python -m modules.strategy_lives MODEL_FOLDER SOURCE FOLDER NAMES...`` runs them on two processes.
+``python -m modules.strategy_lives DEVICES MODEL_FOLDER SOURCE FOLDER NAMES...`` runs them on as
+many processes; on one process, it goes on from the folders of those names.
 """
 
 from __future__ import annotations
@@ -33,10 +34,37 @@ STRATEGIES = {
     "tensor_parallel": [f"--config={CONFIGS / 'tensor_parallel.yaml'}"],
     "fsdp": [on_cpu("FSDPOnCPU", state_dict_type="sharded")],
 }
+# On four processes: two groups with rows of their own, in windows of two batches.
+MESH = {
+    "fsdp2_tensor_parallel": [
+        f"--config={CONFIGS / 'fsdp2_tensor_parallel.yaml'}",
+        "--trainer.accumulate_grad_batches=2",
+        "--data.batch_size=1",
+    ]
+}
 if importlib.util.find_spec("deepspeed") is None:
     STRATEGIES = {name: words for name, words in STRATEGIES.items() if "deepspeed" not in name}
 TRAINING_ALONE = ("deepspeed_stage_3",)  # which is refused otherwise
 BATCH = 4
+TRAINING = {"max_steps": 4, "gradient_clip_val": 0.5}
+
+
+def configuration(model_folder, source, size, **trainer):
+    """What all runs have in common, with so many rows in the batch of a process."""
+    quiet = {
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+    }
+    model = {
+        "policy": {"path": model_folder},
+        "anchor": {"max_new_tokens": 4, "top_k": 1},
+        "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
+    }
+    data = {"source": source, "max_length": 48, "batch_size": size}
+    return {"trainer": {**quiet, **trainer}, "model": model, "data": data}
 
 
 def command(subcommand, model_folder, source, folder, *words, devices=1):
@@ -45,35 +73,24 @@ def command(subcommand, model_folder, source, folder, *words, devices=1):
     saver = {"dirpath": str(folder), "filename": "{step}", "save_top_k": -1}
     saver["every_n_train_steps"] = 1
     trainer = {
-        "accelerator": "cpu",
         "devices": devices,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
         "default_root_dir": str(folder),
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": str(folder)}},
         "callbacks": [{"class_path": "ModelCheckpoint", "init_args": saver}],
     }
-    model = {
-        "policy": {"path": model_folder},
-        "anchor": {"max_new_tokens": 4, "top_k": 1},
-        "optimizer": {"class_path": "SGD", "init_args": {"lr": 0.05, "momentum": 0.9}},
-    }
-    tensor_parallel = any("tensor_parallel" in word for word in words)
-    size = BATCH if tensor_parallel else BATCH // devices
-    data = {"source": source, "max_length": 48, "batch_size": size}
+    if subcommand == "fit":
+        trainer |= TRAINING
+    share_rows = any(word.endswith("/tensor_parallel.yaml") for word in words)
+    size = BATCH if share_rows else BATCH // devices
     # One for each rank, as the other may read while this one writes.
     config = folder / f"{subcommand}-{os.environ.get('LOCAL_RANK', 0)}.yaml"
-    if subcommand == "fit":
-        trainer |= {"max_steps": 4, "gradient_clip_val": 0.5}
-    config.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
+    config.write_text(yaml.safe_dump(configuration(model_folder, source, size, **trainer)))
     main([subcommand, f"--config={config}", *words])
 
 
 def live(name, model_folder, source, root, devices):
     """All commands under a strategy."""
-    strategy = STRATEGIES[name] if devices > 1 else []
+    strategy = {**STRATEGIES, **MESH}[name] if devices > 1 else []
 
     def run(subcommand, folder, *words):
         words = [*strategy, *words]
@@ -84,15 +101,24 @@ def live(name, model_folder, source, root, devices):
     if name in TRAINING_ALONE and devices > 1:
         return
     last = f"--ckpt_path={root / name / 'fit' / 'step=4.ckpt'}"
-    if name == "tensor_parallel" and devices > 1:  # folders know no layout
+    if "tensor_parallel" in name and devices > 1:  # folders know no layout
         run("fit", "crossed", f"--ckpt_path={root / 'fsdp2' / 'fit' / 'step=2.ckpt'}")
     run("validate", "validate", last)
     run("predict", "predict", last, "--data.predict_split=validation")
 
 
+def go_on(name, model_folder, source, root):
+    """Let one process go on from the folder of a strategy."""
+    words = [*STRATEGIES["fsdp2"], f"--ckpt_path={root / name / 'fit' / 'step=2.ckpt'}"]
+    command("fit", model_folder, source, root / name / "alone", *words)
+
+
 if __name__ == "__main__":
-    model_folder, source, root, *names = sys.argv[1:]
+    devices, model_folder, source, root, *names = sys.argv[1:]
     torch.set_num_threads(1)
     for name in names:
-        live(name, model_folder, source, Path(root), devices=2)
+        if devices == "1":
+            go_on(name, model_folder, source, Path(root))
+        else:
+            live(name, model_folder, source, Path(root), int(devices))
     torch.distributed.barrier()

@@ -23,7 +23,7 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.seeding import seeded
-from lit_tidpo.strategies.model_parallel import split_matrices
+from lit_tidpo.strategies.model_parallel import ModelParallel, split_matrices
 from lit_tidpo.testing import tiny_batch, tiny_policy
 from lit_tidpo.testing.conformance import _alone
 
@@ -280,3 +280,10 @@ def test_lightnings_other_average_is_that_of_the_policy(model_folder, source):
     averaged = trained(2, callbacks=[EMAWeightAveraging(decay=0.5)])
     for name, value in averaged.items():
         torch.testing.assert_close(value, (one[name] + two[name]) / 2, msg=name)
+
+
+@pytest.mark.parametrize(("data", "ways"), [("auto", 2), (2, 2), ("auto", 4)])
+def test_sizes_that_do_not_make_the_processes_are_refused(data, ways):
+    strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=ways)
+    with pytest.raises(InputError, match=f"tensor_parallel_size={ways} with 3 processes"):
+        ModelParallel(strategy).settle(3)
