@@ -20,6 +20,7 @@ from lit_tidpo.callbacks.progress import steps_bar
 from lit_tidpo.callbacks.run_summary import RunSummary
 from lit_tidpo.callbacks.save_config import SaveConfig
 from lit_tidpo.callbacks.sigterm_checkpoint import SigtermCheckpoint
+from lit_tidpo.callbacks.slurm_requeue import SlurmRequeue
 from lit_tidpo.callbacks.starting_values import StartingValues
 from lit_tidpo.callbacks.token_writer import TokenWriter
 from lit_tidpo.commands.checkpoints import best, folders_of, newest, steps_of
@@ -79,7 +80,9 @@ class TidpoCLI(LightningCLI):
             PreferenceDataModule,
             parser_class=PluginArgumentParser,
             parser_kwargs={"prog": prog, "allow_abbrev": False},
-            trainer_defaults={"callbacks": [SigtermCheckpoint(), StartingValues(), RunSummary()]},
+            trainer_defaults={
+                "callbacks": [SigtermCheckpoint(), SlurmRequeue(), StartingValues(), RunSummary()]
+            },
             save_config_callback=SaveConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
