@@ -86,6 +86,11 @@ class StrategyFamily:
                 f"precision={run.precision.precision} would cast the policy, its positions "
                 "included, but not the reference: set policy.dtype, or use precision=bf16-mixed"
             )
+        if self.in_step and run.skips_steps:
+            raise InputError(
+                "model.non_finite=skip: a rank that leaves its batch out would leave the others "
+                "waiting for its part of the layers: set raise, or use strategy=ddp"
+            )
         if self.resumes_folders and run.config.quantization is not None:
             raise InputError(
                 f"policy.quantization={run.config.quantization!r} is not proven to be right with a "

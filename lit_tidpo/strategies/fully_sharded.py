@@ -35,6 +35,7 @@ class FullySharded(StrategyFamily):
     def check(self, run: Run) -> None:
         """Refuse what FSDP1 would make wrong; see :meth:`StrategyFamily.check`."""
         check_whole_steps(run, "fsdp")
+        super().check(run)
         if run.policy is None or not _is_wrapped(run.policy):
             check_unbuilt(run, "fsdp")
         if run.attributes and run.accumulates:

@@ -48,6 +48,11 @@ class Zero(StrategyFamily):
         # For its own logs alone; Lightning would ask the training data, which validation has not.
         self.strategy.config.setdefault("train_micro_batch_size_per_gpu", 1)
         check_whole_steps(run, "deepspeed")
+        if run.skips_steps:
+            raise InputError(
+                "model.non_finite=skip cannot reach the gradients that DeepSpeed keeps: set raise"
+            )
+        super().check(run)
         if self.in_step and (run.policy is None or not is_sharded(run.policy)):
             check_unbuilt(run, "deepspeed_stage_3")
         if self._stage == 3 and not run.fits:
@@ -55,10 +60,6 @@ class Zero(StrategyFamily):
                 "DeepSpeed cannot load a checkpoint of stage 3 without training on: validate, test "
                 "and predict in one process (--trainer.devices 1, without the strategy), which "
                 "reads it"
-            )
-        if run.skips_steps:
-            raise InputError(
-                "model.non_finite=skip cannot reach the gradients that DeepSpeed keeps: set raise"
             )
         if run.accumulates:
             rank_zero_warn(

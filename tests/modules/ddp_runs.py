@@ -159,7 +159,6 @@ RUNS = {
     "sharded, mixed": (preference, {}, {"max_rows": 11}, {"precision": "bf16-mixed"}),
     "sharded, mixed, anchors": (anchored, {}, {"lookahead": 2}, {"precision": "bf16-mixed"}),
     "sharded, bfloat16": (preference, {"policy": {"dtype": "bfloat16"}}, {"max_rows": 11}, {}),
-    "sharded, skips": (preference, {"non_finite": "skip"}, {}, {}),
     "split": (preference, {}, {"max_rows": 11}, {}),
     "split, accumulated, clipped": (
         preference,

@@ -91,6 +91,15 @@ class LearnedImportance(torch.nn.Module, ImportanceEstimator):
         ("split", {"policy": LORA}, {}, "adapters cannot be split by tensor parallelism"),
         ("split", {"importance": AttentionImportance()}, {}, "its own heads alone"),
         ("split", {"policy": {"compile_layers": True}}, {}, "compile_layers is not proven"),
+        ("split", {"non_finite": "skip"}, {}, "would leave the others waiting"),
+        ("fsdp", {"non_finite": "skip"}, {}, "would leave the others waiting"),
+        (
+            "fsdp",
+            {"policy": {**LORA, "quantization": "nf4", "save_frozen": False}},
+            {},
+            "quantization='nf4' is not proven",
+        ),
+        ("deepspeed", {"policy": {**LORA, "save_frozen": False}}, {}, "save_frozen=false does not"),
     ],
 )
 def test_what_strategies_refuse(model_folder, kind, options, trainer, reason):
