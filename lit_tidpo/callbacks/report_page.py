@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 from collections import defaultdict
 from typing import Any
 
@@ -11,13 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from markupsafe import Markup
 
+from lit_tidpo.callbacks.drawings import check_drawing, draw_curves
+from lit_tidpo.callbacks.exhibits import exhibits
+from lit_tidpo.callbacks.first_pairs import first_pairs
 from lit_tidpo.callbacks.places import free_file, log_folder
-from lit_tidpo.callbacks.token_writer import tokenizer_of
 from lit_tidpo.errors import InputError
 from lit_tidpo.explaining.page import rendered
-from lit_tidpo.explaining.pairs import ExplainedPair, explained_pairs
 from lit_tidpo.modules.preference import PreferenceModule
-from lit_tidpo.structures import Results
 
 _METRICS = (
     "train/loss/total",
@@ -30,7 +29,8 @@ _METRICS = (
 class ReportPage(Callback):
     """Writes ``report.html`` into the log folder when ``fit`` ends, or ``report-1.html``, ...
 
-    A run that goes on from a checkpoint draws its curves from the start.
+    Loggers that hold pages get it, too: Weights & Biases, MLflow, Comet and LitLogger. A run that
+    goes on from a checkpoint draws its curves from the start.
 
     Args:
         pairs: Pairs of the first validation batch to show.
@@ -65,12 +65,7 @@ class ReportPage(Callback):
                 raise InputError(
                     f"report metric {metric!r} is none that is logged; the nearest are {near}"
                 )
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                "the report page needs matplotlib: pip install 'lit-tidpo[report]'"
-            ) from error
+        check_drawing("the report page")
 
     def on_train_batch_end(
         self,
@@ -98,7 +93,8 @@ class ReportPage(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the page."""
-        pairs = self._explained(trainer, pl_module)
+        assert isinstance(pl_module, PreferenceModule)
+        pairs = first_pairs(trainer, pl_module, self.pairs)
         folder = log_folder(trainer)  # by all ranks: Lightning broadcasts it
         if not trainer.is_global_zero:
             return
@@ -117,6 +113,8 @@ class ReportPage(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         target = free_file(folder / "report.html")
         target.write_text(page, encoding="utf-8")
+        for exhibit in exhibits(trainer.loggers):
+            exhibit.page(target)
         for name, (before, after) in spans.items():
             rank_zero_info(f"{name}: {before:.3f} before, {after:.3f} after")
         rank_zero_info(f"report: {target}")
@@ -136,43 +134,3 @@ class ReportPage(Callback):
             for name in self.metrics
             if name.startswith("val/") and (points := self._curves[name])
         }
-
-    def _explained(self, trainer: Trainer, pl_module: LightningModule) -> list[ExplainedPair]:
-        """The first pairs of the validation set."""
-        loaders = trainer.val_dataloaders
-        first = next(iter(loaders), None) if isinstance(loaders, (list, tuple)) else loaders
-        if first is None:
-            return []
-        batch = trainer.strategy.batch_to_device(next(iter(first)))
-        was_training = pl_module.training
-        pl_module.eval()
-        # Not the module's own method: a strategy may have to gather weights first.
-        pl_module.on_predict_batch_start(batch, 0)
-        prediction = trainer.strategy.predict_step(batch, 0)
-        pl_module.train(was_training)
-        results = Results(prediction.batch, prediction.values)
-        weights = {"weight": results["weights"]}
-        return explained_pairs([(results, weights)], tokenizer_of(trainer))[: self.pairs]
-
-
-def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
-    """Draw each curve against the step.
-
-    Args:
-        curves: Points ``(step, value)`` by name.
-
-    Returns:
-        One SVG.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(curves), 3), layout="constrained")
-    for axes, (name, points) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
-        axes.set_title(name, parse_math=False)
-        axes.set_xlabel("step")
-    drawing = io.StringIO()
-    figure.savefig(drawing, format="svg")
-    return drawing.getvalue()[drawing.getvalue().index("<svg") :]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_tidpo.callbacks.exhibits import exhibits
 from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.callbacks.token_writer import tokenizer_of
 from lit_tidpo.errors import InputError
@@ -23,7 +23,8 @@ class SampleGenerations(Callback):
     """Lets the policy respond to the first prompts of the validation split at each validation.
 
     ``generations.jsonl`` in the log folder gets a row for each: ``step``, ``index`` of the prompt
-    in its split, ``prompt``, ``response``; TensorBoard the texts. The numbers drawn are the same at
+    in its split, ``prompt``, ``response``; TensorBoard, Weights & Biases, MLflow,
+    Comet and LitLogger the texts. The numbers drawn are the same at
     each validation, and training draws as it would without.
 
     Args:
@@ -67,15 +68,15 @@ class SampleGenerations(Callback):
         with seeded(self.seed, device), trainer.precision_plugin.forward_context():
             policy, step = pl_module.built_policy, trainer.global_step
             found = self.sampler.sample(policy, batch, step=step, on_any_rank=together)
-        if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "generations.jsonl").open("a", encoding="utf-8") as file:
-                for row in _rows(found, tokenizer):
-                    file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
-                    for logger in trainer.loggers:
-                        if isinstance(logger, TensorBoardLogger):
-                            text = f"{row['prompt']}\n---\n{row['response']}"
-                            logger.experiment.add_text(f"generations/{row['index']}", text, step)
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        file, rows = folder / "generations.jsonl", list(_rows(found, tokenizer))
+        with file.open("a", encoding="utf-8") as stream:
+            for row in rows:
+                stream.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        for exhibit in exhibits(trainer.loggers):
+            exhibit.texts("generations", rows, step, file)
 
 
 def _first(batch: ResponseBatch, prompts: int) -> ResponseBatch:

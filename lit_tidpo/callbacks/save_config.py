@@ -16,17 +16,21 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save under the first name that is free: ``config.yaml``, ``config-1.yaml``, ..."""
-        folder = self._folder = log_folder(trainer)
-        free = free_file(folder / "config.yaml").name
-        self.config_filename = trainer.strategy.broadcast(free)
+        if not self.already_saved:
+            self._folder = log_folder(trainer)  # by all ranks
+            free = free_file(self._folder / "config.yaml").name
+            self.config_filename = trainer.strategy.broadcast(free)
+            self.save_to_log_dir = False  # Lightning's takes loggers without a folder for a mistake
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the values of secrets out of what was saved; rank 0 alone comes here."""
+        """Write it without the values of secrets; rank 0 alone comes here."""
+        text = self.parser.dump(self.config, skip_none=False)
+        given = yaml.safe_load(text)
+        clean = without_secrets(given)
+        self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / self.config_filename
-        if file.exists():
-            saved = yaml.safe_load(file.read_text(encoding="utf-8"))
-            clean = without_secrets(saved)
-            if clean != saved:
-                rank_zero_warn(f"{str(file)!r} is saved without its secrets, which stand as ***")
-                file.write_text(yaml.safe_dump(clean, sort_keys=False), encoding="utf-8")
+        if clean != given:
+            rank_zero_warn(f"{str(file)!r} is saved without its secrets, which stand as ***")
+            text = yaml.safe_dump(clean, sort_keys=False)
+        file.write_text(text, encoding="utf-8")

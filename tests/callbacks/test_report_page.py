@@ -7,19 +7,12 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from lit_tidpo import PreferenceModule
-from lit_tidpo.callbacks.report_page import ReportPage, draw_curves
+from lit_tidpo.callbacks.report_page import ReportPage
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.testing import tiny_batch, tiny_policy
-
-
-def test_curves_are_one_drawing_with_their_names():
-    pytest.importorskip("matplotlib")
-    drawing = draw_curves({"loss": [(0, 1.0), (5, 0.5)], "empty": []})
-    assert drawing.startswith("<svg")
-    assert drawing.count("<!-- loss -->") == 1
 
 
 def test_without_matplotlib_the_page_says_what_to_install_before_the_work(monkeypatch):
