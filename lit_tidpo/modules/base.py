@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -23,11 +24,18 @@ from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.callback_checks import check_callbacks
-from lit_tidpo.modules.learning_rate import LRSchedule, rate_factor
-from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
+from lit_tidpo.modules.learning_rate import LRSchedule
+from lit_tidpo.modules.learning_rate import rate_factor
+from lit_tidpo.modules.optimizer_settings import apply_settings
+from lit_tidpo.modules.optimizer_settings import kept_settings
+from lit_tidpo.modules.optimizer_settings import tell_of_lost_steps
+from lit_tidpo.modules.callback_checks import check_finders
+from lit_tidpo.modules.optimizer_settings import set_rate
 from lit_tidpo.modules.rounding import round_stochastically
-from lit_tidpo.modules.runtime import check_weights, data_share
+from lit_tidpo.modules.runtime import check_weights
+from lit_tidpo.modules.runtime import data_share
 from lit_tidpo.modules.window import AccumulationWindow
+from lit_tidpo.plugins.configurations import without_secrets
 from lit_tidpo.plugins.hparams import as_plain_data
 from lit_tidpo.strategies.families import family_of
 from lit_tidpo.strategies.family import OneDevice, Run, StrategyFamily
@@ -73,6 +81,7 @@ class PolicyModule(LightningModule):
         self.seed = seed
         self._training_steps = 0  # 0 while it is not known
         self._window = AccumulationWindow()
+        self._found_rate: float | None = None
 
     def _remember_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as the command line would.
@@ -87,6 +96,11 @@ class PolicyModule(LightningModule):
         check_finite("model", values)
         values["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.save_hyperparameters(values)
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What loggers get of the constructor's arguments: secrets stand as ``***``."""
+        return AttributeDict(without_secrets(super().hparams_initial))
 
     def configure_callbacks(self) -> list[Callback]:
         """Add none, and refuse those that cannot work; later, some would fail without a reason."""
@@ -162,7 +176,22 @@ class PolicyModule(LightningModule):
         if self.optimizer is None:
             self.optimizer = functools.partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
         with explained("model.optimizer cannot be made"):
-            return self.optimizer(parameters)
+            optimizer = self.optimizer(parameters)
+        if self._found_rate is not None:
+            set_rate([optimizer], [], self._found_rate)
+        return optimizer
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the optimizer, which Lightning's search for one reads and sets."""
+        return float(self._make_optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"])
+
+    @lr.setter
+    def lr(self, rate: float) -> None:
+        self._found_rate = rate
+        if self._trainer is not None:
+            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+            set_rate(self.trainer.optimizers, schedulers, rate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which optimizer it is, and its settings; let go of frozen weights if asked to."""
@@ -186,6 +215,8 @@ class PolicyModule(LightningModule):
         """
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting:
+            if not self.trainer.optimizers:  # otherwise a search takes back what it did
+                check_finders(self.trainer)
             apply_settings(checkpoint, lambda: self._make_optimizer([nn.Parameter(torch.zeros(1))]))
 
     def load_state_dict(
@@ -236,6 +267,12 @@ class PolicyModule(LightningModule):
                 "trainer.max_epochs with data of known length"
             )
         self._training_steps = 0 if endless else int(steps)
+        if self._found_rate is not None and not self.global_step:
+            # Lightning sets the found rate itself, and leaves out the warm-up.
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self._found_rate * rate_factor(
+                    self.lr_schedule, 0, self.warmup_steps, self._training_steps
+                )
 
     def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
         """Seed of a batch, the same after a restart."""

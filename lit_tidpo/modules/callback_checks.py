@@ -15,10 +15,6 @@ from lightning.pytorch.callbacks import (
 from lit_tidpo.errors import InputError
 
 _ALWAYS: dict[type[Callback], str] = {
-    LearningRateFinder: "sets an attribute lr of the module, but the rate is the optimizer's, "
-    "which is made later: try some model.optimizer.lr by short runs",
-    BatchSizeFinder: "sets an attribute batch_size, which the loaders of our data do not read: try "
-    "some data.batch_size by trainer.max_steps=3",
     ModelPruning: "puts masks in the place of weights under other names, which neither the "
     "reference nor an export has: prune the exported model",
     BackboneFinetuning: "freezes an attribute backbone of the module, which has none: train "
@@ -45,3 +41,21 @@ def check_callbacks(trainer: Trainer, is_built: bool) -> None:
         for kind, reason in refused.items():
             if isinstance(callback, kind):
                 raise InputError(f"{kind.__name__} {reason}")
+
+
+def check_finders(trainer: Trainer) -> None:
+    """Refuse searches where a run goes on from a checkpoint: each restart would find another value.
+
+    Args:
+        trainer: The Trainer, while a checkpoint is loaded.
+
+    Raises:
+        InputError: If there is such a callback.
+    """
+    for callback in vars(trainer)["callbacks"]:
+        if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):
+            raise InputError(
+                f"{type(callback).__name__} searches before a run starts, and this one goes on "
+                "from a checkpoint: leave it out, and set model.optimizer.lr or "
+                "data.batch_size to what was found"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,16 @@ def apply_settings(checkpoint: dict[str, Any], make: Callable[[], Optimizer]) ->
     if "lr" in changed:
         for schedule in checkpoint.get("lr_schedulers", []):
             schedule["base_lrs"] = [changed["lr"]] * len(schedule["base_lrs"])
+
+
+def set_rate(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], rate: float) -> None:
+    """Give optimizers, and what schedules their rates, another rate to start from."""
+    for optimizer in optimizers:
+        optimizer.defaults["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = rate
+    for scheduler in schedulers:
+        scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -448,6 +448,7 @@ class PreferenceModule(ReferencedModule):
         super().on_load_checkpoint(checkpoint)
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
         for name, cache in self._caches.items():
+            cache.clear()
             states = checkpoint.get(name, [])
             if self._trainer is not None and len(states) == self.trainer.world_size:
                 states = [states[self.global_rank]]
