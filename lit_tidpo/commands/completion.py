@@ -10,6 +10,7 @@ from typing import Any
 
 from lit_tidpo.commands.option_sources import Option
 from lit_tidpo.commands.options import (
+    FUNCTIONS,
     TRAINING,
     choices,
     command_options,
@@ -17,8 +18,25 @@ from lit_tidpo.commands.options import (
 )
 from lit_tidpo.errors import InputError
 
-_FILES = ("config", "ckpt_path", "data.source", "model.policy.path", "tokens.path")
-_OTHERS = ("plugins", "convert", "completion", "schema")
+_FILES = (
+    "config",
+    "ckpt_path",
+    "data.source",
+    "model.policy.path",
+    "tokens.path",
+    "source",
+    "reference",
+    "include",
+    "output",
+)
+_OTHERS = {
+    "estimate": [Option("memory", "GB", ""), Option("devices", "int", "")],
+    "plugins": [Option("json", "", ""), Option("needs", "", "")],
+    "convert": [Option("output", "FILE", ""), Option("rows", "N", ""), Option("file")],
+    "completion": [Option("shell", "{bash,zsh,tcsh}")],
+    "schema": [Option("command", f"{{{','.join(TRAINING)}}}")],
+}
+"""Options of commands that read their words themselves."""
 
 
 def run(args: list[str]) -> None:
@@ -40,11 +58,15 @@ def _parser(files: Any) -> argparse.ArgumentParser:
     sft = commands.add_parser("sft", help="sft", add_help=False).add_subparsers()
     for name in TRAINING[:3]:
         _add_options(sft.add_parser(name, help=name, add_help=False), name, True, files)
-    export = commands.add_parser("export", help="export", add_help=False)
-    for option in function_options("lit_tidpo.models.export.export_checkpoint"):
-        _add(export, option, files, "--" if option.default is not None else "")
-    for name in _OTHERS:
-        commands.add_parser(name, help=name, add_help=False)
+    for name in FUNCTIONS:
+        command = commands.add_parser(name, help=name, add_help=False)
+        for option in function_options(name):
+            _add(command, option, files, "--" if option.default is not None else "")
+    for name, options in _OTHERS.items():
+        command = commands.add_parser(name, help=name, add_help=False)
+        for option in options:
+            _add(command, option, files, "--" if option.default is not None else "")
+    _add_options(commands.choices["estimate"], "fit", False, files)
     return parser
 
 
@@ -60,5 +82,5 @@ def _add(parser: argparse.ArgumentParser, option: Option, files: Any, dashes: st
     # Without the percent signs that argparse would fill in.
     text = option.text.replace("``", "").replace("%", "%%")
     action: Any = parser.add_argument(f"{dashes}{option.name}", help=text, **flag)
-    if option.name in _FILES or not dashes:
+    if option.name in _FILES or (not dashes and not option.kind.startswith("{")):
         action.complete = files

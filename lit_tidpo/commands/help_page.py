@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from lit_tidpo.commands.option_sources import Option
-from lit_tidpo.commands.options import TRAINING, command_options, function_options
+from lit_tidpo.commands.options import FUNCTIONS, TRAINING, command_options, function_options
 
 _ABOUT = {
     "fit": "Train on preference pairs.",
@@ -31,22 +31,27 @@ _TITLES = {
 }
 _FUNCTIONS = {
     "export": (
-        "lit_tidpo.models.export.export_checkpoint",
         "Write a checkpoint's policy for AutoModelForCausalLM; adapters are merged.",
         "runs/.../last.ckpt exported --dtype bfloat16",
     ),
     "explain": (
-        "lit_tidpo.commands.explain.explain_pairs",
         "Write a page that shows prompts and responses, token by token.",
         "runs/.../last.ckpt --pairs 20 --importance.mine gradient",
     ),
     "audit": (
-        "lit_tidpo.commands.audit.audit_pairs",
         "Tell which tokens and classes of words carry the weight over a data set.",
         "runs/.../last.ckpt words.json --pairs 500",
     ),
+    "evaluate": (
+        "Run benchmarks of lm-evaluation-harness, beside those of the model that a run began with.",
+        "runs/.../last.ckpt gsm8k,ifeval --limit 100",
+    ),
+    "data": (
+        "Print what a run would see of a data set; --shapes alone prints what rows may be.",
+        "pairs.jsonl builtin:policy --max_length 512",
+    ),
 }
-"""The function of a command, what it does, and an example."""
+"""What a command that is a function does, and an example."""
 _CONVERT = """\
 usage: lit-tidpo convert [--output FILE] [--rows N] FILE
        lit-tidpo convert [--output FILE] [--rows N] COMMAND LINE
@@ -104,10 +109,10 @@ def function_page(command: str) -> str:
     """Help of a command that is a function.
 
     Args:
-        command: One of :data:`_FUNCTIONS`.
+        command: One of :data:`~lit_tidpo.commands.options.FUNCTIONS`.
     """
-    path, about, example = _FUNCTIONS[command]
-    options = function_options(path)
+    about, example = _FUNCTIONS[command]
+    options = function_options(command)
     places = [option for option in options if option.default is None]
     others = [option for option in options if option.default is not None]
     lines = [
@@ -135,7 +140,7 @@ def page(words: list[str]) -> str | None:
         return training_page(command, sft)
     if command == "convert":
         return _CONVERT
-    return function_page(command) if command in _FUNCTIONS else None
+    return function_page(command) if command in FUNCTIONS else None
 
 
 def _lines(options: Iterable[Option], whole: bool) -> Iterator[str]:

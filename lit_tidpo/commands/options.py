@@ -25,6 +25,15 @@ LINKED = {
 LOOKAHEAD = "data.lookahead"
 """Follows the anchors' options, where there are anchors."""
 
+FUNCTIONS = {
+    "export": "lit_tidpo.models.export.export_checkpoint",
+    "explain": "lit_tidpo.commands.explain.explain_pairs",
+    "audit": "lit_tidpo.commands.audit.audit_pairs",
+    "evaluate": "lit_tidpo.commands.evaluate.evaluate",
+    "data": "lit_tidpo.commands.data.show_data",
+}
+"""The function of each command that is one."""
+
 _MODULES = {
     False: "lit_tidpo.modules.preference.PreferenceModule",
     True: "lit_tidpo.modules.sft.SFTModule",
@@ -147,10 +156,10 @@ def _is_known(name: str, known: set[str]) -> bool:
     )
 
 
-def function_options(path: str) -> list[Option]:
-    """Options of a function.
+def function_options(command: str) -> list[Option]:
+    """Options of a command that is a function.
 
     Args:
-        path: Its full name.
+        command: One of :data:`FUNCTIONS`.
     """
-    return list(read_options(path, ""))
+    return list(read_options(FUNCTIONS[command], ""))

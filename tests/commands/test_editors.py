@@ -23,6 +23,16 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         (["predict", "--model.importance", "gradient_l"], {"gradient_log_ratio"}),
         (["sft", "fit", "--data.so"], {"--data.source"}),
         (["export", "--d"], {"--dtype"}),
+        (["explain", "--pr"], {"--prompt"}),
+        (["audit", "model", "words.json", "--res"], {"--resamples"}),
+        (["evaluate", "--num"], {"--num_fewshot"}),
+        (["evaluate", "--chat", "f"], {"false"}),
+        (["convert", "--o"], {"--output"}),
+        (["estimate", "--mem"], {"--memory"}),
+        (["estimate", "--data.so"], {"--data.source"}),
+        (["data", "--against", "r"], {"random"}),
+        (["plugins", "--n"], {"--needs"}),
+        (["schema", "pre"], {"predict"}),
     ],
 )
 def test_bash_completes(tmp_path, capsys, words, expected):
