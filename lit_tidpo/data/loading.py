@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 
 from lit_tidpo.data.files import KINDS, READERS, check_json, check_local, is_saved, kind_of
 from lit_tidpo.data.shapes import COLUMNS, shape_of
-from lit_tidpo.data.whole_files import drop_damaged, remember
+from lit_tidpo.data.whole_files import drop_damaged, drop_undescribed, remember
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import check_revision, locate
 
@@ -84,7 +84,13 @@ def load_splits(
 
 def _read(streaming: bool, **source: Any) -> dict[str, Any]:
     """What ``datasets.load_dataset`` does, from a cache that is what was written."""
-    builder = datasets.load_dataset_builder(**source)
+    try:
+        builder = datasets.load_dataset_builder(**source)
+    except json.JSONDecodeError as error:
+        cache = Path(source["cache_dir"] or datasets.config.HF_DATASETS_CACHE)
+        if not drop_undescribed(cache, error.doc):
+            raise
+        builder = datasets.load_dataset_builder(**source)
     if streaming:
         return dict(builder.as_streaming_dataset())
     folder = Path(builder.cache_dir)

@@ -6,6 +6,7 @@ They hold no checksums: a flipped bit in one would train other tokens without a 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,26 @@ def drop_damaged(files: Iterable[Path]) -> bool:
             note.unlink()
             found = True
     return found
+
+
+def drop_undescribed(cache: Path, content: str) -> bool:
+    """Remove prepared data whose ``dataset_info.json`` is no JSON any more, with a word.
+
+    ``datasets`` reads it before it tells where the data are.
+
+    Args:
+        cache: Folder of all prepared data.
+        content: What the file holds, as the error of the parser tells.
+
+    Returns:
+        Whether there was one.
+    """
+    files = cache.rglob("dataset_info.json")
+    damaged = [file for file in files if file.read_text("utf-8", "replace") == content]
+    for file in damaged:
+        rank_zero_warn(f"the cache file {str(file)!r} is damaged: it is made again")
+        shutil.rmtree(file.parent)
+    return bool(damaged)
 
 
 def remember(files: Iterable[Path]) -> None:

@@ -39,6 +39,15 @@ def test_a_damaged_file_is_made_again_with_a_word(source, tmp_path, damage, whic
     assert torch.equal(found, expected)
 
 
+def test_a_damaged_description_is_no_fault_of_the_source(source, tmp_path):
+    expected = tokens(source, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").rglob("dataset_info.json")
+    file.write_text(file.read_text()[:-20])
+    with pytest.warns(UserWarning, match=r"dataset_info.json' is damaged: it is made again"):
+        found = tokens(source, tmp_path / "cache")
+    assert torch.equal(found, expected)
+
+
 def test_sound_files_are_used_again(source, tmp_path):
     tokens(source, tmp_path / "cache")
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.arrow")}
