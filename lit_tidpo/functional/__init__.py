@@ -18,10 +18,12 @@ from lit_tidpo.functional.log_probs import (
 )
 from lit_tidpo.functional.losses import (
     dpo_loss,
+    from_first_token,
     log_odds,
     plackett_luce_loss,
     response_distance,
     response_positions,
+    scaled_basu_loss,
     sequence_mean,
     sequence_sum,
     tdpo_margin,
@@ -40,6 +42,7 @@ __all__ = [
     "Projection",
     "clip_weights",
     "dpo_loss",
+    "from_first_token",
     "gaussian_prior",
     "highest_scores",
     "hybrid_weights",
@@ -52,6 +55,7 @@ __all__ = [
     "response_distance",
     "response_positions",
     "scale_weights",
+    "scaled_basu_loss",
     "selected_log_probs",
     "sequence_mean",
     "sequence_sum",

@@ -116,6 +116,28 @@ def dpo_loss(margin: Tensor, beta: float | Tensor, label_smoothing: float = 0.0)
     return (1 - label_smoothing) * kept - label_smoothing * logsigmoid(-beta * margin)
 
 
+def scaled_basu_loss(log_ratio: Tensor, power: float, scale: float = 4.0) -> Tensor:
+    """Ratio matching by the scaled Basu divergence (BPO, arXiv 2505.19601, Table 2: SBA).
+
+    ``R ** (power + 1) / (scale (power + 1)) - R ** -power / (scale power)`` of the ratio ``R``, and
+    ``(R + log R) / scale`` at the power 0, its limit up to a constant. With the scale 4 the
+    gradient at ``R = 1`` is that of DPO's ``log(1 + R)``.
+
+    Args:
+        log_ratio: ``log R``, any shape.
+        power: The paper's ``lambda``, 0 or more.
+        scale: The paper's ``s``, above 0.
+
+    Example:
+        >>> scaled_basu_loss(torch.zeros(1), power=1.0)
+        tensor([-0.1250])
+    """
+    if power == 0:
+        return (log_ratio.exp() + log_ratio) / scale
+    rising = ((power + 1) * log_ratio).exp() / (power + 1)
+    return (rising - (-power * log_ratio).exp() / power) / scale
+
+
 def log_odds(logps: Tensor) -> Tensor:
     """``log(p / (1 - p))`` of a log-prob below 0, without cancellation where ``p`` is near 1.
 
@@ -151,8 +173,20 @@ def plackett_luce_loss(rewards: Tensor, present: Tensor) -> Tensor:
     return (rest - rewards).masked_fill(~present, 0.0).sum(-1)
 
 
-def _from_first_token(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift each row so that its first masked token stands in column 0."""
+def from_first_token(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift each row so that the first token of its response stands in column 0.
+
+    Args:
+        values: Per-token values, ``[B, T]``.
+        mask: Response tokens, ``[B, T]`` bool.
+
+    Returns:
+        Values, zero off the response, and mask, ``[B, T]`` both.
+
+    Example:
+        >>> from_first_token(torch.tensor([[7.0, 1.0]]), torch.tensor([[False, True]]))
+        (tensor([[1., 0.]]), tensor([[ True, False]]))
+    """
     order = (~mask).to(torch.int8).argsort(dim=-1, stable=True)
     return values.masked_fill(~mask, 0.0).gather(-1, order), mask.gather(-1, order)
 
@@ -185,8 +219,8 @@ def response_distance(
         >>> response_distance(a, a_mask, b, b_mask)
         tensor([9.])
     """
-    first, first_mask = _from_first_token(first, first_mask)
-    second, second_mask = _from_first_token(second, second_mask)
+    first, first_mask = from_first_token(first, first_mask)
+    second, second_mask = from_first_token(second, second_mask)
     width = min(first.shape[-1], second.shape[-1])
     shared = first_mask[:, :width] & second_mask[:, :width]
     squares = (first[:, :width] - second[:, :width]).square().masked_fill(~shared, 0.0)

@@ -17,7 +17,9 @@ class AlphaPOLoss(PairLoss):
     """SimPO whose reward is a power of the likelihood (AlphaPO, arXiv 2501.03884).
 
     ``-log sigmoid(beta (r_w - r_l) - margin)`` with ``r = (1 - exp(-alpha p)) / alpha`` of the
-    responses' mean log-probs ``p``; as ``alpha`` goes to 0 it is SimPO.
+    responses' mean log-probs ``p``; as ``alpha`` goes to 0 it is SimPO. The defaults are those of
+    Mistral-Instruct in Table 3 as TRL's documentation quotes them; the table was not at hand, and
+    its 0.1 may be SimPO's ratio of margin and ``beta``, a margin of 0.25 then.
 
     Args:
         beta: Scale of the rewards, above 0.
@@ -30,7 +32,7 @@ class AlphaPOLoss(PairLoss):
     length_normalised = True
 
     def __init__(
-        self, beta: Scalar = 2.5, margin: Scalar = 1.0, alpha: float = 0.25, weighted: bool = False
+        self, beta: Scalar = 2.5, margin: Scalar = 0.1, alpha: float = 0.25, weighted: bool = False
     ) -> None:
         check_positive("beta", beta)
         check_not_negative("margin", margin)

@@ -28,7 +28,7 @@ class BCOLoss(nn.Module, UnpairedLoss):
     batches: Tensor
     average: Tensor
 
-    def __init__(self, beta: Scalar = 0.1, weighted: bool = False) -> None:
+    def __init__(self, beta: Scalar = 0.01, weighted: bool = False) -> None:
         super().__init__()
         check_positive("beta", beta)
         self.beta = beta

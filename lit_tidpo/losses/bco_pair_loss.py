@@ -21,7 +21,7 @@ class BCOPairLoss(PairLoss):
         weighted: Weigh tokens by their importance.
     """
 
-    def __init__(self, beta: Scalar = 0.1, weighted: bool = False) -> None:
+    def __init__(self, beta: Scalar = 0.01, weighted: bool = False) -> None:
         check_positive("beta", beta)
         self.beta = beta
         self.weighted = weighted

@@ -62,7 +62,9 @@ class BetaDPOLoss(nn.Module, DPOLoss):
         found = margin.detach()
         if self.training and len(found):
             self.average.lerp_(found.mean().to(self.average), 1 - self.momentum)
-            self.spread.lerp_(found.std(correction=0).to(self.spread), 1 - self.momentum)
+            self.spread.lerp_(
+                found.std(correction=min(1, len(found) - 1)).to(self.spread), 1 - self.momentum
+            )
             drawn = self._drawn(found)
             margin, found = margin[drawn], found[drawn]
         count = max(len(found), 1)

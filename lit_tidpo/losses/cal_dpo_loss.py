@@ -14,7 +14,8 @@ class CalDPOLoss(PairLoss):
     """DPO whose log-ratios are held at the scale of rewards (arXiv 2412.14516).
 
     ``-log sigmoid(m) + c (s_w - 1 / (2 beta)) ** 2 + c (s_l + 1 / (2 beta)) ** 2`` of the
-    summed log-ratios ``s`` and their margin ``m``; ``c`` is one half in the authors' code.
+    summed log-ratios ``s`` and their margin ``m``; ``c`` is one half in the authors'
+    code, ``beta`` 0.002 in its recipe.
 
     Args:
         beta: Inverse temperature of the implicit reward, per nat, above 0.

@@ -15,6 +15,7 @@ class CDPOLoss(PairLoss):
     """DPO for labels that may be wrong (Mitchell, A note on DPO with noisy preferences, Eq. 3).
 
     ``-(1 - e) log sigmoid(beta m) - e log sigmoid(-beta m)`` of the margin ``m`` of log-ratios.
+    The note names no default; the code of KTO's authors, HALOs, takes 0.2 for it.
 
     Args:
         beta: Inverse temperature of the implicit reward, per nat, above 0.

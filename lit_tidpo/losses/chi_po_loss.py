@@ -15,7 +15,7 @@ class ChiPOLoss(PairLoss):
     """DPO with the chi-squared divergence, whose reward cannot run away (arXiv 2407.13399, Eq. 9).
 
     ``-log sigmoid(clip(beta (phi(s_w) - phi(s_l))))`` with ``phi(s) = exp(s) + s`` of summed
-    log-ratios and a clip at ``-2 R`` and ``2 R``.
+    log-ratios and a clip at ``-2 R`` and ``2 R``. The defaults were not checked against the paper.
 
     Args:
         beta: Inverse temperature of the implicit reward, per nat, above 0.

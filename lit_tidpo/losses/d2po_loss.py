@@ -14,7 +14,8 @@ from lit_tidpo.schedules import Scalar
 class D2POLoss(DPOLoss):
     """DPO in which earlier tokens count more (D2PO, arXiv 2502.14340).
 
-    The token at position ``t`` of a response, from 0, has the factor ``gamma ** t``.
+    The token at position ``t`` of a response, from 0, has the factor ``gamma ** t``. The authors'
+    code counts from 1, which is a ``beta`` smaller by the factor ``gamma``.
 
     Args:
         beta: Inverse temperature of the implicit reward, per nat, above 0.

@@ -14,7 +14,8 @@ class IPOLoss(PairLoss):
     """Squared distance of the margin of log-ratios from its target (arXiv 2310.12036, Eq. 17).
 
     ``(m - 1 / (2 beta)) ** 2``. The paper's ``tau`` is ``beta``. Its authors averaged
-    log-ratios over the tokens of a response, which the formula does not show.
+    log-ratios over the tokens of a response, which the formula does not show. Its experiments are
+    bandits: the default is not one of the paper's for language models.
 
     Args:
         beta: Strength of the pull to the reference, above 0: the target is ``1 / (2 beta)``.

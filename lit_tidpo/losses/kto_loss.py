@@ -18,7 +18,8 @@ class KTOLoss(UnpairedLoss):
     ``d (1 - sigmoid(beta (s - z)))`` of a desirable and ``u (1 - sigmoid(beta (z - s)))`` of an
     undesirable response with the summed log-ratio ``s``. The reference point ``z`` is the mean
     summed log-ratio of the batch's responses under the prompts before theirs, 0 at the least: an
-    estimate of the divergence, without a gradient. In a batch of one prompt it is 0.
+    estimate of the divergence, without a gradient. In a batch of one prompt it is 0. It is each
+    process's own, where TRL averages it over all.
 
     Args:
         beta: Inverse temperature of the implicit reward, per nat, above 0.

@@ -25,7 +25,7 @@ class QuantileLoss(PairLoss):
     unit: Unit = "batch"
 
     def __init__(
-        self, beta: Scalar = 0.1, label_smoothing: Scalar = 0.0, weighted: bool = False
+        self, beta: Scalar = 0.01, label_smoothing: Scalar = 0.0, weighted: bool = False
     ) -> None:
         check_positive("beta", beta)
         check_share("label_smoothing", label_smoothing)

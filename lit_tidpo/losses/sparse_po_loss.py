@@ -17,7 +17,8 @@ class SparsePOLoss(nn.Module, DPOLoss):
     k_t(y_w)))`` of the tokens' log-ratios ``d`` and divergences ``k``. The masks ``u`` and ``v``
     are ``max(0, a h_t + b)`` of the reference's last hidden states ``h_t``, which are trained with
     the policy; ``b`` starts at 1, so that no token is left out at first. The divergences are
-    TDPO's, ``KL(reference || policy)``.
+    TDPO's, ``KL(reference || policy)``. Masks of the last layer are ``simple_last`` of the authors'
+    code; their experiments mix masks of all layers (``simple_all``), with dropout.
 
     Args:
         beta: Inverse temperature of the implicit reward, per nat, above 0.

@@ -19,7 +19,8 @@ class TISDPOLoss(DPOLoss):
     A token of the chosen response has the factor ``exp(mu clamp(c, low, high))``, one of the
     rejected response ``exp(-mu clamp(c, low, high))``, where ``c`` is its log-prob under the
     positive less that under the negative model. The term of the weighted divergences, which the
-    authors' code leaves out by default, is left out.
+    authors' code leaves out by default, is left out. The bounds were not checked against the paper;
+    the authors' code now maps contrasts from -1.5 to 1.5 linearly to factors from 0.7 to 1.3.
 
     Args:
         positive: Name of the model, under ``model.models``, that is inclined to good responses.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_tidpo.errors import check_not_negative, check_positive
+from lit_tidpo.errors import check_not_negative, check_positive, check_share
 from lit_tidpo.functional.losses import dpo_loss, sequence_mean, sequence_sum
 from lit_tidpo.losses.base import LossComponent, LossContext, Unit
 from lit_tidpo.schedules import Scalar
@@ -23,6 +23,7 @@ class TPOLoss(LossComponent):
         alpha: Weight of the gold response's negative log-likelihood, 0 or more.
         length_normalised: Average log-probs over the tokens of a response (TPO-L).
         margin: Target margin, 0 or more; 0.5 in TPO-L.
+        label_smoothing: Probability that the order of the two is wrong, at most 1.
         weighted: Weigh tokens by their importance.
     """
 
@@ -34,15 +35,18 @@ class TPOLoss(LossComponent):
         alpha: Scalar = 1.0,
         length_normalised: bool = False,
         margin: Scalar = 0.0,
+        label_smoothing: Scalar = 0.0,
         weighted: bool = False,
     ) -> None:
         check_positive("beta", beta)
         check_not_negative("alpha", alpha)
         check_not_negative("margin", margin)
+        check_share("label_smoothing", label_smoothing)
         self.beta = beta
         self.alpha = alpha
         self.length_normalised = length_normalised
         self.margin = margin
+        self.label_smoothing = label_smoothing
         self.weighted = weighted
 
     @property
@@ -60,5 +64,6 @@ class TPOLoss(LossComponent):
         gold = rows.batch.by_prompt(sequence_mean(*arguments))[0][:, 0]
         last = present.sum(-1, keepdim=True) - 1
         better, worse = (scores.gather(-1, place)[:, 0] for place in ((last - 1).clamp(0, 1), last))
-        contrast = dpo_loss(self.beta * (better - worse) - self.margin, 1.0)
+        margin = self.beta * (better - worse) - self.margin
+        contrast = dpo_loss(margin, 1.0, self.label_smoothing)
         return torch.where(last[:, 0] > 0, contrast, 0.0) - self.alpha * gold

@@ -38,7 +38,7 @@ def test_beta_follows_the_batch_s_mean_margin_by_hand():
     assert found.values.item() == pytest.approx(nls(1.04, [1.0, 3.0]))
     loss.loss(context_of([1.0, 1.0]))
     assert loss.average.item() == pytest.approx(0.9 * 0.2 + 0.1)
-    assert loss.spread.item() == pytest.approx(0.9 * 0.1)  # deviations 1, then 0
+    assert loss.spread.item() == pytest.approx(0.9 * 0.1 * 2**0.5)  # deviations sqrt(2), then 0
 
 
 def test_beta_is_not_below_its_least():

@@ -8,6 +8,7 @@ from math import exp, log1p
 import pytest
 import torch
 
+from lit_tidpo.errors import InputError
 from lit_tidpo.losses.base import LossComponent, LossContext
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
@@ -185,3 +186,72 @@ def test_both_masks_of_sparse_po_take_gradients():
     loss.loss(context).sum().backward()
     assert loss.masks.weight.grad.abs().sum(-1).min() > 0
     assert copy.deepcopy(loss).masks.weight.shape == (2, 8)
+
+
+def ratio_matching(logs, power):
+    """Mean of the scaled Basu divergence with the scale 4 over given ``log R``."""
+    if power == 0:
+        return sum((exp(x) + x) / 4 for x in logs) / len(logs)
+    powers = [exp((power + 1) * x) / (power + 1) - exp(-power * x) / power for x in logs]
+    return sum(powers) / 4 / len(logs)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("power", [0.0, 0.7])
+def test_tbpo_matches_ratios_at_the_places_that_both_responses_have(seed, power):
+    context = fp64_context(seed=seed)
+    expected = []
+    for pair in range(context.responses.batch.size):
+        both = zip(*(tokens(context, role, pair) for role in SIGN), strict=False)
+        logs = []
+        for chosen, rejected in both:
+            worth = (rejected["reference.kl"] - chosen["reference.kl"]).item()
+            logs.append(0.3 * (log_ratio(rejected) - log_ratio(chosen) + worth))
+        expected.append(ratio_matching(logs, power))
+    loss = make("tbpo", beta=0.3, power=power).loss(context)
+    assert loss.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("limit", [0.2, 10.0])
+def test_tbpo_q_centres_and_clamps_its_baseline(limit):
+    context = fp64_context()
+    weight = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
+    loss = make("tbpo_q", beta=0.3, limit=limit)
+    loss.baseline(torch.zeros(1, 8))
+    loss.load_state_dict({"baseline.weight": weight, "baseline.bias": torch.tensor([5.0])})
+    expected = []
+    for pair in range(context.responses.batch.size):
+        both = list(zip(*(tokens(context, role, pair) for role in SIGN), strict=False))
+        worth = [
+            float((rejected["policy.hidden"] - chosen["policy.hidden"]) @ weight[0].double())
+            for chosen, rejected in both
+        ]
+        mean = sum(worth) / len(worth)
+        logs = [
+            0.3 * (log_ratio(rejected) - log_ratio(chosen) + min(max(c - mean, -limit), limit))
+            for (chosen, rejected), c in zip(both, worth, strict=True)
+        ]
+        expected.append(ratio_matching(logs, 0.0))
+    assert loss.loss(context).tolist() == pytest.approx(expected, rel=1e-5)
+    assert loss.loss(context).requires_grad  # of the baseline
+
+
+def test_a_negative_power_is_refused():
+    with pytest.raises(InputError, match=r"power=-1\.0: expected a finite number of 0 or more"):
+        make("tbpo", power=-1.0)
+
+
+def test_at_the_reference_tbpo_has_dpo_s_gradient_for_each_place():
+    """``log R = 0`` everywhere: half of ``beta`` by the number of places, down and up."""
+    context = fp64_context()
+    rows = context.responses
+    policy = rows["reference.logps"].clone().requires_grad_()
+    values = {**rows, "policy.logps": policy, "reference.kl": torch.zeros_like(policy)}
+    make("tbpo", beta=0.3).loss(LossContext(Results(rows.batch, values))).sum().backward()
+    lengths = rows.mask.sum(-1)
+    shared = torch.minimum(lengths[:3], lengths[3:])
+    for row in range(6):
+        count = shared[row % 3].item()
+        gradient = policy.grad[row][rows.mask[row]][:count]
+        sign = -1 if row < 3 else 1
+        assert gradient.tolist() == pytest.approx([sign * 0.3 / 2 / count] * count)

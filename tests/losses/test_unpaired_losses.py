@@ -11,6 +11,8 @@ import torch
 from lit_tidpo.data.collation import GroupCollator
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.uniform_importance import UniformImportance
+from lit_tidpo.losses.apo_zero_loss import APOZeroLoss
+from lit_tidpo.losses.apo_zero_unpaired_loss import APOZeroUnpairedLoss
 from lit_tidpo.losses.base import LossContext
 from lit_tidpo.losses.bco_loss import BCOLoss
 from lit_tidpo.losses.kto_loss import KTOLoss
@@ -76,6 +78,18 @@ def test_prompts_that_only_fill_up_move_no_reference_point():
     context = context_of(batch, [2.0, -1.0, 0.0], [1.0, 3.0, 100.0])
     loss = KTOLoss(beta=0.5).loss(context)
     assert loss[:2].tolist() == pytest.approx([1 - sigmoid(0.0), 1 - sigmoid(1.5)])
+
+
+def test_apo_zero_of_labelled_responses_is_of_each_alone():
+    context = context_of(singles([True, False]), [2.0, -1.0])
+    loss = APOZeroUnpairedLoss(beta=0.5).loss(context)
+    assert loss.tolist() == pytest.approx([1 - sigmoid(1.0), sigmoid(-0.5)])
+
+
+def test_of_pairs_it_is_half_of_apo_zero():
+    context = context_of(tiny_batch(pairs=2), [2.0, 0.0, -1.0, 3.0])
+    twice = 2 * APOZeroUnpairedLoss(beta=0.5).loss(context)
+    torch.testing.assert_close(twice, APOZeroLoss(beta=0.5).loss(context))
 
 
 def test_bco_keeps_the_mean_of_the_batches_means():

@@ -1,0 +1,105 @@
+"""The configuration of each method as a short life: fit, resume, validate, predict.
+
+``python -m modules.method_lives MODEL_FOLDER OTHER_FOLDER SOURCE RESULTS`` runs all on two
+processes, one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
+
+from .runs import Recorder, make_data, parameters, quiet_trainer
+
+METHODS = sorted((Path(__file__).parents[2] / "configs" / "methods").glob("*.yaml"))
+GLOBAL_BATCH = 4
+# The optimizers of the methods move parameters by 1e-6: no difference would show.
+STEEP = [
+    "--model.optimizer=SGD",
+    "--model.optimizer.lr=0.05",
+    "--model.warmup_steps=0",
+    "--model.anchor.max_new_tokens=4",
+    "--model.anchor.top_k=1",  # the likeliest tokens, whatever the process draws
+]
+FURTHER = {"sepo": "oracle", "tgdpo": "guide"}
+
+
+@functools.cache
+def _parser() -> PluginArgumentParser:
+    parser = PluginArgumentParser()
+    parser.add_lightning_class_args(PreferenceModule, "model")
+    parser.add_argument("--config", action="config")
+    return parser
+
+
+def module_of(config: Path, model_folder: str, other_folder: str) -> PreferenceModule:
+    """The module of a method's configuration, with a tiny policy."""
+    words = [f"--config={config}", f"--model.policy.path={model_folder}", *STEEP]
+    if config.stem in FURTHER:
+        words.append(f"--model.models.{FURTHER[config.stem]}.path={other_folder}")
+    load_named_plugins(words)
+    module: PreferenceModule = _parser().instantiate_classes(_parser().parse_args(words)).model
+    return module
+
+
+def fit(config, folders, source, root, devices, ckpt_path=None):
+    """Train to the third step; without a checkpoint to go on from, keep that of the second."""
+    saver = ModelCheckpoint(root, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    recorder = Recorder()
+    trainer = quiet_trainer(
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_steps=3,
+        gradient_clip_val=0.5,  # gradients of the losses differ by orders of magnitude
+        callbacks=[recorder] if ckpt_path or devices == 1 else [recorder, saver],
+        enable_checkpointing=devices > 1 and not ckpt_path,
+    )
+    seed_everything(0, verbose=False)
+    module = module_of(config, *folders)
+    data = make_data(source, folders[0], batch_size=GLOBAL_BATCH // devices)
+    trainer.fit(module, data, ckpt_path=ckpt_path)
+    return trainer, module, data, recorder
+
+
+def live(config, folders, source, root):
+    """Three steps on two processes, the third once more, validation, prediction."""
+    _, module, _, recorder = fit(config, folders, source, root, devices=2)
+    trainer, resumed, data, _ = fit(
+        config, folders, source, root, devices=2, ckpt_path=str(root / "step=2.ckpt")
+    )
+    trainer.limit_val_batches = 1.0
+    (validated,) = trainer.validate(resumed, data, verbose=False)
+    predicted = trainer.predict(resumed, data)
+    return {
+        "first": recorder.parameters[0],
+        "fitted": parameters(module),
+        "resumed": parameters(resumed),
+        "logged": recorder.metrics,
+        "validated": validated,
+        "rows": [p.batch.index.tolist() for p in predicted],
+        "weights": [p.values["weights"] for p in predicted],
+    }
+
+
+def main(model_folder, other_folder, source, results):
+    torch.set_num_threads(1)
+    folders = (model_folder, other_folder)
+    lives = {
+        config.stem: live(config, folders, source, Path(f"{results}-{config.stem}"))
+        for config in METHODS
+    }
+    torch.distributed.barrier()
+    torch.save(lives, f"{results}.{os.environ['LOCAL_RANK']}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
