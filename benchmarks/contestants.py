@@ -9,6 +9,7 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.sampling.anchor_options import AnchorOptions
+from lit_tidpo.models.policy import LigerKernel
 
 CACHE = "runs/bench/reference"
 
@@ -21,6 +22,7 @@ class Contestant:
         side: ``ours``, ``trl`` or ``naive``.
         options: Options of ``PreferenceModule``, or of TRL's ``DPOConfig``.
         compiled: Whether the policy's layers are compiled.
+        liger: Kernels of Liger that the policy runs.
         devices: Processes that train together, each on a batch of its own.
         laid_out: Whether packed rows are laid out for attention where a kernel takes them as they
             are.
@@ -29,6 +31,7 @@ class Contestant:
     side: str
     options: dict[str, Any] = field(default_factory=dict)
     compiled: bool = False
+    liger: list[LigerKernel] | None = None
     devices: int = 1
     laid_out: bool = False
 
@@ -57,6 +60,7 @@ CONTESTANTS = {
     "plain_tiles": _plain(logits_at_once=2**21),
     "plain_all_logits": _plain(logits_at_once=2**40),
     "plain_compiled": replace(_plain(), compiled=True),
+    "plain_liger": replace(_plain(), liger=["rms_norm", "rope"]),
     "plain_laid_out": replace(_plain(), laid_out=True),
     "plain_two_processes": replace(_plain(), devices=2),
     "importance": _plain(losses=_WEIGHTED),

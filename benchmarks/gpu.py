@@ -47,6 +47,7 @@ LIMITS = {
     "profile_plain": 40.0,
     "profile_tidpo": 60.0,
     "techniques": 120.0,
+    "liger": 60.0,
 }
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -62,7 +63,7 @@ def _group(place: int, tiny: bool) -> suite.Group:
 
 def environment(write: Write, limit: float, tiny: bool) -> None:
     """The machine and the versions; and the weights and rows that the other parts train on."""
-    names = ("torch", "transformers", "lightning", "trl", "peft", "triton")
+    names = ("torch", "transformers", "lightning", "trl", "peft", "triton", "liger-kernel")
     found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
     is_gpu = _device() == "cuda"
     machine = {
@@ -223,6 +224,7 @@ PARTS: dict[str, Callable[[Write, float, bool], None]] = {
     "profile_plain": functools.partial(profile, "plain"),
     "profile_tidpo": functools.partial(profile, "tidpo_reuse_8"),
     "techniques": functools.partial(benchmark, 1, 1),
+    "liger": functools.partial(benchmark, 2, 1),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from lit_tidpo.importance.hybrid_importance import HybridImportance
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models import varlen
+from lit_tidpo.models.liger import use_liger
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.generation import Generation
@@ -62,6 +64,8 @@ def correctness(device: str) -> dict[str, Any]:
                 found = _values(device, case, layout, precision)
                 checks |= _compare(f"{name}, {layout}, {precision}", found, expected, precision)
     if torch.cuda.is_available():
+        if importlib.util.find_spec("liger_kernel") is not None:
+            checks |= _liger(device)
         checks["attention over rows side by side"] = check(float(not _has_kernel()), 0.0)
     checks["greedy anchors"] = _anchors(device)
     for name, options in (("full", {}), ("lora", {"lora": LoraOptions(r=4)})):
@@ -90,6 +94,19 @@ def _cases() -> Iterator[tuple[str, Case]]:
         ]
         batch = collate(prompts, responses, ("chosen", "rejected"), [0, 1], [True, True])
         yield name, (*models, batch)
+
+
+def _liger(device: str) -> dict[str, Any]:
+    """What Liger's kernels give, whose first pass proves them, too."""
+    checks: dict[str, Any] = {}
+    for name, (policy, reference, batch) in _cases():
+        expected = _values("cpu", (policy, reference, batch), "padded", "fp32")
+        for model in (policy, reference):
+            use_liger(model, ["rms_norm", "rope"])
+        for precision in LIMITS:
+            found = _values(device, (policy, reference, batch), "shared_prompt", precision)
+            checks |= _compare(f"{name}, liger, {precision}", found, expected, precision)
+    return checks
 
 
 def _lively(model: Any) -> Any:

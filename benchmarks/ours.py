@@ -42,7 +42,12 @@ def train(
     """
     lightning.seed_everything(0, verbose=False)
     module = PreferenceModule(
-        PolicyConfig(str(folder), dtype="float32", compile_layers=contestant.compiled),
+        PolicyConfig(
+            str(folder),
+            dtype="float32",
+            compile_layers=contestant.compiled,
+            liger=contestant.liger,
+        ),
         optimizer=functools.partial(torch.optim.AdamW, lr=load.rate, weight_decay=0.0, fused=True),
         **contestant.options,
     )

@@ -203,6 +203,15 @@ GPU = (
         ),
         batches=8,
     ),
+    Group(
+        "gpu_1b",
+        10,
+        (
+            Row("technique/liger", "plain_liger", "plain", "wall_s", True),
+            Row("technique/liger_memory", "plain_liger", "plain", "memory"),
+        ),
+        batches=8,
+    ),
 )
 # The same rows at a size for a dry run.
 TINY_GPU = tuple(replace(group, workload="tiny", steps=4, batches=2) for group in GPU)

@@ -49,16 +49,19 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 "were; make room or name another folder, and resume"
             ) from error
 
-    def load_checkpoint(self, path: str | Path, *rest: Any, **options: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a file, after its checksums have been compared; see :func:`check_whole`.
 
-        Of a folder that several processes wrote, one reads all but the optimizer's state.
+        Of a folder that several processes wrote, one reads all but the optimizer's state. Lightning
+        would read to the CPU, too, but by a function, which states of 8 bits cannot be read by.
         """
         if Path(path).is_dir():
             return read_folder(Path(path))
         if Path(path).is_file():
             check_whole(Path(path))
-        found: dict[str, Any] = super().load_checkpoint(path, *rest, **options)
+        found: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
         return found
 
 

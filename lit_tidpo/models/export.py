@@ -192,7 +192,8 @@ def policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:
             f"checkpoint {str(checkpoint)!r} does not say which model its policy is (it was "
             "attached in Python): load it there and call policy.save_pretrained(folder)"
         )
-    return PolicyConfig(**{**options, "lora": lora_options(options.get("lora"))})
+    # Kernels are a matter of the device that it was trained on.
+    return PolicyConfig(**{**options, "lora": lora_options(options.get("lora")), "liger": None})
 
 
 def saved_tokenizer(data: dict[str, Any], config: PolicyConfig) -> Any:

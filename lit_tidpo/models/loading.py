@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import check_revision, gguf_option, locate
 from lit_tidpo.models.adapters import with_adapter, with_lora
+from lit_tidpo.models.liger import use_liger
 from lit_tidpo.models.offload import offload_activations
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.models.proofs import check_causal
@@ -89,6 +90,8 @@ def _load(config: PolicyConfig) -> Any:
         keep_weights(model)
         keep_differentiable(model)
         check_causal(model)
+        if config.liger is not None and _reads_weights.get():
+            use_liger(model, config.liger)
     if config.attn_implementation == "auto" and attention_kernel(model) == "eager":
         rank_zero_info(f"{type(model).__name__} runs eager attention: it has no other")
     return model

@@ -13,6 +13,7 @@ from lit_tidpo.devices.host_rows import Places
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.forward import run_model
 from lit_tidpo.models.kept_logps import KeptLogps
+from lit_tidpo.models.liger import prove_liger
 from lit_tidpo.models.model_pass import ModelPass
 from lit_tidpo.models.needs import OF_A_MODEL, fields_of, models_of
 from lit_tidpo.models.packed_rows import PackedRows
@@ -191,6 +192,7 @@ class Models:
         other: OtherModel | None = None,
     ) -> dict[int, ModelPass]:
         """Run one model on the batches of which something is asked of it."""
+        prove_liger(model)
         layer = output_layer(model)
         passes: dict[int, ModelPass] = {}
         prompts = None

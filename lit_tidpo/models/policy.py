@@ -44,6 +44,7 @@ def lora_options(given: Mapping[str, Any] | None) -> LoraOptions | None:
 
 
 Init = Literal["pretrained", "random"]
+LigerKernel = Literal["rms_norm", "rope"]
 DType = Literal["float32", "bfloat16", "float16", "auto"]
 
 
@@ -73,6 +74,8 @@ class PolicyConfig:
         activation_checkpointing: Recompute activations in the backward pass to save memory.
         compile_layers: Compile the decoder's layers with ``torch.compile``, without the attention
             kernel; worthwhile on GPUs, from some hundred steps on.
+        liger: Compute these by kernels of Liger, on GPUs: ``rms_norm``, ``rope``; proven on a few
+            tokens before the first pass.
         disable_dropout: Set every dropout probability of the model to 0, as other trainers do.
         trust_remote_code: Let the Hub repository run its own modelling code.
         activation_offload: Keep activations in the memory of the CPU between forward and backward
@@ -96,6 +99,7 @@ class PolicyConfig:
     adapter: str | None = None
     activation_checkpointing: bool = False
     compile_layers: bool = False
+    liger: list[LigerKernel] | None = None
     disable_dropout: bool = True
     trust_remote_code: bool = False
     activation_offload: bool = False
@@ -124,6 +128,8 @@ class PolicyConfig:
                 "policy.activation_offload does not go with policy.compile_layers, which keeps "
                 "activations by itself: set one"
             )
+        if self.liger is not None:
+            self._check_liger(self.liger)
         if self.stochastic_rounding and self.dtype not in ("bfloat16", "auto"):
             raise InputError(
                 f"policy.stochastic_rounding has no effect with policy.dtype={self.dtype!r}: set "
@@ -137,6 +143,17 @@ class PolicyConfig:
         if self.lora is not None and self.adapter is not None:
             raise InputError(
                 "policy.lora starts a new adapter and policy.adapter goes on with one: set one"
+            )
+
+    def _check_liger(self, kernels: list[LigerKernel]) -> None:
+        if not kernels or len(set(kernels)) < len(kernels):
+            raise InputError(f"policy.liger={kernels}: expected one kernel or more, each once")
+        for kernel in kernels:
+            check_choice("policy.liger", kernel, LigerKernel)
+        if self.compile_layers:
+            raise InputError(
+                "policy.liger does not go with policy.compile_layers, which fuses norms and "
+                "positions by itself: set one"
             )
 
     def _check_quantization(self) -> None:

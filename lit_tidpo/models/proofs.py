@@ -8,8 +8,8 @@ embedding is exactly zero where nothing leads from one to the other, and only th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,54 @@ def takes_left_padding(model: nn.Module) -> bool:
         difference = (logits[1, -1] - alone[0, -1]).detach().abs().max()
         same = float(difference) <= rounding(model) * float(alone.detach().abs().max())
         return same and not bool(sources(logits[1, -1], embeddings)[1, :4].any())
+
+
+def check_same_passes(
+    model: nn.Module, plainly: Callable[[], AbstractContextManager[None]], what: str
+) -> None:
+    """Refuse kernels that give other log-probs or gradients than a model's own code.
+
+    Gradients are taken twice of one graph, as importance and the loss do.
+
+    Args:
+        model: The model, with the kernels on.
+        plainly: A context in which they are off.
+        what: The setting that asks for them.
+
+    Raises:
+        InputError: If anything differs by more than rounding.
+    """
+    ids = torch.arange(1, 13, device=next(model.parameters()).device).reshape(2, 6)
+    ids = ids.mul(7919).remainder(vocabulary_size(model))
+    with proving(model), explained(f"{what} cannot be run"):
+        found = _passes(model, ids)
+        with plainly():
+            expected = _passes(model, ids)
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    for name, value in expected.items():
+        error = float((found[name] - value).norm() / value.norm())
+        if not error <= (1e-3 if exact else 0.15):
+            raise InputError(
+                f"{what}: {name} of {type(model).__name__} is off by {error:.2g} of its norm on "
+                "this device: leave it out"
+            )
+
+
+def _passes(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """Log-probs, and gradients for the embeddings and for weights of norms, from two runs."""
+    logits, embeddings = _run(model, ids)
+    logps = logits.log_softmax(-1)
+    norms = [each for each in model.parameters() if each.requires_grad and each.dim() == 1]
+    values = {"log-probs": logps.detach()}
+    for run in ("first", "second"):
+        of_embeddings, *of_norms = torch.autograd.grad(
+            logps.square().mean(), [embeddings, *norms], retain_graph=True, allow_unused=True
+        )
+        values[f"the {run} gradient of the embeddings"] = of_embeddings.float()
+        known = [each.flatten().float() for each in of_norms if each is not None]
+        if known:
+            values[f"the {run} gradient of the norms"] = torch.cat(known)
+    return values
 
 
 def rounding(model: nn.Module) -> float:

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.models import liger
 from lit_tidpo.models.policy import PolicyConfig
 
 
@@ -90,6 +91,11 @@ class StrategyFamily:
             raise InputError(
                 "model.non_finite=skip: a rank that leaves its batch out would leave the others "
                 "waiting for its part of the layers: set raise, or use strategy=ddp"
+            )
+        if run.config.liger is not None and not liger.on_gpu(self.strategy.root_device):
+            raise InputError(
+                f"policy.liger={run.config.liger} is made of kernels for GPUs, and this run is on "
+                f"{self.strategy.root_device}: leave it out, or set trainer.accelerator=gpu"
             )
         if self.resumes_folders and run.config.quantization is not None:
             raise InputError(
@@ -184,6 +190,19 @@ def check_unbuilt(run: Run, name: str) -> None:
             f"strategy {name} shards a policy when it is built, and this one is there already: let "
             "the Trainer build it from policy.path, or use strategy=ddp"
         )
+
+
+def check_plain_layers(run: Run, name: str) -> None:
+    """Refuse layers that run other code than the model's.
+
+    Raises:
+        InputError: If they are compiled, or have kernels of Liger.
+    """
+    for option in ("compile_layers", "liger"):
+        if getattr(run.config, option):
+            raise InputError(
+                f"policy.{option} is not proven to be right with strategy {name}: leave it out"
+            )
 
 
 def clip_sharded(parameters: Iterable[nn.Parameter], limit: float, kind: str) -> None:

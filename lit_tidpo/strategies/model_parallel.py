@@ -24,7 +24,13 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.models.quirks.modes import evaluating
 from lit_tidpo.models.quirks.parts import inner_model, vocabulary_size
 from lit_tidpo.models.sharding import decoder_layers, is_sharded
-from lit_tidpo.strategies.family import Run, StrategyFamily, check_unbuilt, clip_sharded
+from lit_tidpo.strategies.family import (
+    Run,
+    StrategyFamily,
+    check_plain_layers,
+    check_unbuilt,
+    clip_sharded,
+)
 
 _STYLES: dict[str, Any] = {
     "colwise": ColwiseParallel,
@@ -71,14 +77,10 @@ class ModelParallel(StrategyFamily):
 
     def check(self, run: Run) -> None:
         """Refuse what cannot be sharded; see :meth:`StrategyFamily.check`."""
+        check_plain_layers(run, "model_parallel")
         super().check(run)
         if run.policy is None or not is_sharded(run.policy):
             check_unbuilt(run, "model_parallel")
-        if run.config.compile_layers:
-            raise InputError(
-                "policy.compile_layers is not proven to be right with strategy model_parallel: "
-                "leave it out"
-            )
         if self.mesh["tensor_parallel"].size() == 1:
             return
         if run.config.lora is not None or run.config.adapter is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_tidpo.errors import InputError
-from lit_tidpo.strategies.family import Run
+from lit_tidpo.strategies.family import Run, check_plain_layers
 
 UNSHARED = "a layer is gathered for one pass at a time, and responses would reach back into prompts"
 """Why prompts are not shared."""
@@ -42,7 +42,4 @@ def check_whole_steps(run: Run, name: str) -> None:
             f"model.importance_every=0 runs the policy before the first step, where strategy "
             f"{name} does not gather its weights: set another number, or {instead}"
         )
-    if run.config.compile_layers:
-        raise InputError(
-            f"policy.compile_layers is not proven to be right with strategy {name}: leave it out"
-        )
+    check_plain_layers(run, name)

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch.testing._internal.two_tensor import TwoTensor
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.checkpoint_io import WholeCheckpointIO
@@ -24,6 +25,17 @@ def test_what_was_written_is_read(tmp_path):
         assert found["epoch"] == 3
         assert torch.equal(found["state_dict"]["w"], CONTENT["state_dict"]["w"])
     assert [file.name for file in (tmp_path / "a").iterdir()] == ["c.ckpt"]
+
+
+def test_states_that_wrap_tensors_are_read(tmp_path):
+    """As those of torchao's optimizers of 8 bits, which Lightning's own way to read is refused."""
+    state = TwoTensor(torch.arange(4.0), torch.arange(4.0) + 1)
+    WholeCheckpointIO().save_checkpoint({"optimizer_states": [state]}, tmp_path / "c.ckpt")
+    with torch.serialization.safe_globals([TwoTensor]):
+        found = WholeCheckpointIO().load_checkpoint(tmp_path / "c.ckpt", weights_only=True)
+        with pytest.raises(RuntimeError, match="Callable map_location not supported"):
+            TorchCheckpointIO().load_checkpoint(tmp_path / "c.ckpt", weights_only=True)
+    assert torch.equal(found["optimizer_states"][0].b, state.b)
 
 
 @pytest.mark.parametrize("where", [0.1, 0.5, 0.9])

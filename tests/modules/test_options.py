@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import liger_stand_in
 import pytest
 import torch
 from gguf_files import write_gguf
@@ -130,6 +131,14 @@ def layer_calls(world, options):
 def compiled_layers(world, options):
     layers = policy(world, options).model.layers
     return sum(layer._compiled_call_impl is not None for layer in layers)
+
+
+def kernels(world, options):
+    """Layers that have a forward pass of their own, as Liger binds it."""
+    with pytest.MonkeyPatch.context() as patch:
+        liger_stand_in.install(patch)
+        model = policy(world, options)
+    return sum("forward" in vars(module) for module in model.modules())
 
 
 def offloaded(world, options):
@@ -482,6 +491,7 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "adapter": Flip(logits, of_world("adapter")),
         "activation_checkpointing": Flip(layer_calls, True),
         "compile_layers": Flip(compiled_layers, True),
+        "liger": Flip(kernels, ["rope"]),
         "disable_dropout": Flip(is_noisy, False),
         "trust_remote_code": Flip(remote_class, True),
         "activation_offload": Flip(offloaded, True),

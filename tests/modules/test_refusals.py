@@ -100,6 +100,7 @@ class LearnedImportance(torch.nn.Module, ImportanceEstimator):
             "quantization='nf4' is not proven",
         ),
         ("deepspeed", {"policy": {**LORA, "save_frozen": False}}, {}, "save_frozen=false does not"),
+        ("split", {"policy": {"liger": ["rope"]}}, {}, "liger is not proven"),
     ],
 )
 def test_what_strategies_refuse(model_folder, kind, options, trainer, reason):

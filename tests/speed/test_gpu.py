@@ -7,10 +7,12 @@ import sys
 import time
 from types import SimpleNamespace
 
+import liger_stand_in
 import pytest
 
 from benchmarks import gpu, gpu_checks
 from benchmarks.workloads import WORKLOADS
+from lit_tidpo.models import liger
 from lit_tidpo.models.packed_rows import PackedRows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -160,6 +162,21 @@ def test_techniques_are_dry_run(part):
     assert found["passed"], found["errors"]
     rows = [row["name"] for row in found["rows"]]
     assert rows == ["technique/varlen_attention", "technique/compiled_layers"]
+
+
+@pytest.mark.slow
+def test_ligers_kernels_are_dry_run(part, monkeypatch):
+    """By a stand-in, with the CPU as a GPU."""
+    called = liger_stand_in.install(monkeypatch)
+    monkeypatch.setattr(liger, "on_gpu", lambda device: True)
+    found = part("liger")
+    assert found["passed"], found["errors"]
+    rows = [row["name"] for row in found["rows"]]
+    assert rows == ["technique/liger", "technique/liger_memory"]
+    assert set(called) == {"rms_norm", "rope"}
+    checks = gpu_checks._liger("cpu")
+    assert len(checks) == 24
+    assert all(check["passed"] for check in checks.values())
 
 
 def test_no_step_of_the_large_rows_has_a_loss_of_zero():
