@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.evidence.collect import collect
+from benchmarks.evidence.collect import collect, write_json
 from benchmarks.evidence.defects.study import measurement, trainings
 from benchmarks.evidence.grid import CONFIGS, cells_of, read_grid, read_yaml
 from benchmarks.evidence.intervals import prediction_interval
@@ -87,9 +87,7 @@ def write_evidence() -> None:
     study = measurement(read_yaml("configs/evidence/defects.yaml"), RUNS)
     evidence |= results_of([study], RUNS)[0]["result"]
     evidence["tuning"] = collect(read_grid(CONFIGS / "tuning.yaml"))["tables"]
-    text = json.dumps(evidence, allow_nan=False)
-    rounded = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))
-    EVIDENCE.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+    write_json(evidence, EVIDENCE)
 
 
 def quick(workers: int, anew: bool) -> None:

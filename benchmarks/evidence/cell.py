@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.evidence.data import rows_of
-from lit_tidpo.assets.build.arithmetic import is_right
+from benchmarks.evidence.generation import generated_metrics
 from lit_tidpo.cli import main
 from lit_tidpo.locations import locate
-from lit_tidpo.metrics.diversity import DistinctNGrams, SelfBLEU, TokenEntropy
+from lit_tidpo.models.policy import PolicyConfig, build_policy, policy_tokenizer
 
 Log = list[dict[str, str]]
 """Rows of the CSV file of metrics."""
@@ -63,14 +60,44 @@ def run_cell(
     last = {name: float(value) for row in rows for name, value in row.items() if value}
     metrics = {name: last[name] for name in last if name.startswith(("val/", "cost/", "test/"))}
     losses = [float(row["train/loss/total"]) for row in rows if row.get("train/loss/total")]
-    return {"metrics": metrics | generated_metrics(model, **generation), "losses": losses}
+    metrics |= generated_metrics(model, **generation)
+    shutil.rmtree(folder / "model", ignore_errors=True)  # the checkpoint has what was trained
+    return {"metrics": metrics, "losses": losses}
 
 
-def train_policy(folder: Path, configs: list[dict[str, Any]], args: list[str]) -> Log:
+def train_policy(
+    folder: Path, configs: list[dict[str, Any]], args: list[str], command: str = "fit"
+) -> Log:
     """Train, put the policy into ``folder/model``, and read what was logged."""
-    log = _command("fit", folder, configs, args)
+    log = _command(command, folder, configs, args)
     main(["export", str(folder / "policy.ckpt"), str(folder / "model")])
     return log
+
+
+def make_start(
+    folder: Path, policy: dict[str, Any], configs: list[dict[str, Any]], args: list[str]
+) -> dict[str, Any]:
+    """Put what cells start from into ``folder/model``: a model as it is, or after SFT.
+
+    Args:
+        folder: Where its files go.
+        policy: Where the model is, as a policy's options.
+        configs: Configurations of the SFT, stacked; none takes the model as it is.
+        args: Words of its command line.
+
+    Returns:
+        ``metrics``, the last ones of the SFT.
+    """
+    config, place = PolicyConfig(**policy), folder / ("published" if configs else "model")
+    build_policy(config).save_pretrained(place)
+    policy_tokenizer(config).save_pretrained(place)
+    metrics = {}
+    if configs:
+        log = train_policy(folder, configs, [*args, f"--model.policy.path={place}"], "sft fit")
+        metrics = {name: float(value) for row in log for name, value in row.items() if value}
+        shutil.rmtree(place)
+        (folder / "policy.ckpt").unlink()
+    return {"metrics": metrics}
 
 
 def _command(name: str, folder: Path, configs: list[dict[str, Any]], args: list[str]) -> Log:
@@ -85,63 +112,6 @@ def _command(name: str, folder: Path, configs: list[dict[str, Any]], args: list[
         "callbacks.init_args.dirpath": folder,  # of the last one, the checkpoint
     }
     options = [f"--trainer.{option}={value}" for option, value in places.items()]
-    main([name, *(f"--config={file}" for file in files), *args, *options])
+    main([*name.split(), *(f"--config={file}" for file in files), *args, *options])
     with (folder / "logs" / name / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def generated_metrics(
-    model: str,
-    data: str,
-    seed: int,
-    sampled_prompts: int,
-    samples: int,
-    tokens: int,
-    answers: bool = False,
-) -> dict[str, float]:
-    """Measure what a policy writes for held-out prompts.
-
-    Args:
-        model: Folder of a model with its tokenizer.
-        data: Source of the pairs.
-        seed: Of the samples, at temperature 1.
-        sampled_prompts: Prompts of the test split that are sampled for.
-        samples: Of each of them.
-        tokens: Of a response at most.
-        answers: Whether a greedy response to every held-out prompt is checked, too.
-
-    Returns:
-        ``val/answers/right`` and ``test/answers/right``, the share whose last number is the sum;
-        ``diversity/*``, the paper's measures (Table B9).
-    """
-    tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).to(device).eval()
-
-    def responses(prompts: list[str], **options: Any) -> Tensor:
-        encoded = tokenizer(prompts, return_tensors="pt", padding=True).to(device)
-        inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
-        generated: Tensor = policy.generate(**inputs, max_new_tokens=tokens, **options)
-        return generated[:, inputs["input_ids"].shape[1] :].cpu()
-
-    metrics = {}
-    for stage, split in {"val": "validation", "test": "test"}.items() if answers else ():
-        prompts = [row["prompt"] for row in rows_of(data, split)]
-        greedy = responses(prompts, do_sample=False)
-        texts = tokenizer.batch_decode(greedy, skip_special_tokens=True)
-        metrics[f"{stage}/answers/right"] = sum(map(is_right, prompts, texts)) / len(prompts)
-    distinct = dict.fromkeys(row["prompt"] for row in reversed(rows_of(data, "test")))
-    few = list(reversed(distinct))[:sampled_prompts]
-    torch.manual_seed(seed)
-    sampled = responses(few, do_sample=True, num_return_sequences=samples, top_k=0)
-    mask = (sampled == tokenizer.eos_token_id).cumsum(-1) == 0
-    measures = {
-        "self_bleu": SelfBLEU(),
-        "distinct_2": DistinctNGrams(2),
-        "distinct_4": DistinctNGrams(4),
-        "entropy": TokenEntropy(),
-    }
-    for name, metric in measures.items():
-        metric.update(sampled, mask, torch.arange(len(few)).repeat_interleave(samples))
-        metrics[f"diversity/{name}"] = float(metric.compute())
-    return metrics

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import platform
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.evidence.grid import DEFAULT, Entry, Grid, cells_of
+from benchmarks.evidence.grid import CODE, DEFAULT, Entry, Grid, cells_of
 from benchmarks.evidence.intervals import compare, estimate, holm
-from benchmarks.evidence.runner import RUNS, results_of, source_hash
+from benchmarks.evidence.runner import RUNS, Unit, results_of, source_hash
 
 BASELINE = "dpo"
 WINDOWS = 12  # points of Table B10
@@ -20,8 +22,10 @@ WINDOWS = 12  # points of Table B10
 Metrics = dict[Entry, dict[str, dict[str, float]]]  # metric, seed
 
 
-def collect(grid: Grid, folder: Path = RUNS) -> dict[str, Any]:
+def collect(grid: Grid, folder: Path = RUNS, partial: bool = False) -> dict[str, Any]:
     """Summarise the results of a grid that are kept in a folder; a missing one is a UnitError.
+
+    Of a ``partial`` one entries count that have all seeds and plain DPO beside them.
 
     Returns:
         ``tables`` (table, ``results``, task, method, setting: mean, interval and seeds of the
@@ -29,6 +33,8 @@ def collect(grid: Grid, folder: Path = RUNS) -> dict[str, Any]:
         table is ``against``), ``curves`` and ``provenance``.
     """
     cells = cells_of(grid, folder)
+    if partial:
+        cells = _complete(grid, cells, folder)
     found = dict(zip(cells, results_of([*cells.values()], folder), strict=True))
     seconds = {cells[place].key: kept["cpu_seconds"] for place, kept in found.items()}
     metrics: Metrics = {}
@@ -42,14 +48,14 @@ def collect(grid: Grid, folder: Path = RUNS) -> dict[str, Any]:
     }
     for task, name in dict.fromkeys(entry[:2] for entry in metrics):
         tables[name]["results"][task] = table_results(grid, metrics, task, name)
-    curves: dict[str, Any] = {task: {} for task in grid.tasks}
+    curves: dict[str, Any] = {task: {} for task in grid.tasks if grid.curves}
     for task, method in itertools.product(grid.tasks, grid.curves):
         entry = (task, next(iter(grid.tables)), method, DEFAULT)
         losses = {str(s): windowed(found[entry, s]["result"]["losses"]) for s in grid.seeds}
         points = [{seed: values[k] for seed, values in losses.items()} for k in range(WINDOWS)]
         curves[task][method] = {"train/loss/total": [estimate(point) for point in points]}
     provenance = {
-        "source_hash": source_hash("cell.py"),
+        "source_hash": source_hash(CODE),
         "seeds": list(grid.seeds),
         "cells": len(seconds),
         "cpu_seconds": round(sum(seconds.values())),
@@ -63,6 +69,19 @@ def collect(grid: Grid, folder: Path = RUNS) -> dict[str, Any]:
         "titles": {name: method.title for name, method in grid.methods.items()},
     }
     return {"provenance": provenance, "tables": tables, "curves": curves}
+
+
+def _complete(
+    grid: Grid, cells: dict[tuple[Entry, int], Unit], folder: Path
+) -> dict[tuple[Entry, int], Unit]:
+    """The cells of entries that have a result of every seed, on tasks where plain DPO has."""
+    missing = {entry for (entry, _), unit in cells.items() if unit.result(folder) is None}
+    compared = {e[0] for e in grid.entries() if e[2:] == (BASELINE, DEFAULT) and e not in missing}
+    return {
+        place: unit
+        for place, unit in cells.items()
+        if place[0] not in missing and place[0][0] in compared
+    }
 
 
 def add_relative_cost(metrics: Metrics) -> None:
@@ -98,7 +117,8 @@ def table_results(grid: Grid, metrics: Metrics, task: str, name: str) -> dict[st
             method, _, setting = other.partition("/")
             base = (task, name, method, setting or DEFAULT)
             base = _baseline(metrics, entry) if other == BASELINE else base
-            if entry[2:] != base[2:] and metric in metrics[entry]:
+            known = base in metrics and metric in metrics[entry]  # not all of a partial grid is
+            if entry[2:] != base[2:] and known:
                 compared[entry] = compare(metrics[entry][metric], metrics[base][metric])
         corrected = holm([found["p"] for found in compared.values()])
         for entry, p in zip(compared, corrected, strict=True):
@@ -113,3 +133,10 @@ def windowed(values: list[float]) -> list[float]:
     # With fewer values than parts, a part without one takes the value before it.
     parts = [values[a:b] or values[:b][-1:] or values[:1] for a, b in itertools.pairwise(ends)]
     return [statistics.fmean(part) for part in parts]
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write results with 6 significant digits: more than seeds leave certain."""
+    text = json.dumps(content, allow_nan=False)
+    rounded = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    path.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -60,10 +61,14 @@ class Unit:
         return kept if kept.get("source_hash") == source_hash(self.code) else None
 
 
-def run_units(units: Sequence[Unit], folder: Path, workers: int) -> None:
+def run_units(units: Sequence[Unit], folder: Path, workers: int, end: float = math.inf) -> bool:
     """Run what has no result of today's code, each unit in a fresh process of one thread.
 
-    Each gets a folder with ``result.json`` and ``log.txt``; equal ones run once.
+    Each gets a folder with ``result.json`` and ``log.txt``; equal ones run once. At the ``end``,
+    a time of :func:`time.perf_counter`, those that are running are killed.
+
+    Returns:
+        Whether all have a result.
 
     Raises:
         UnitError: If a unit fails. The others that were running are completed first.
@@ -71,17 +76,20 @@ def run_units(units: Sequence[Unit], folder: Path, workers: int) -> None:
     wanted = {unit.key: unit for unit in units}
     todo = [unit for unit in wanted.values() if unit.result(folder) is None]
     print(f"{len(wanted)} units, {len(wanted) - len(todo)} of them done", flush=True)
-    started = time.perf_counter()
+    started, complete = time.perf_counter(), True
     with ThreadPoolExecutor(workers) as pool:
-        jobs = {pool.submit(_start, unit, folder): unit.name for unit in todo}
+        jobs = {pool.submit(_start, unit, folder, end): unit.name for unit in todo}
         try:
             for number, job in enumerate(as_completed(jobs), start=1):
-                job.result()
+                if not job.result():
+                    complete = False
+                    continue
                 left = (time.perf_counter() - started) / number * (len(todo) - number) / 60
                 print(f"{number}/{len(todo)} {jobs[job]}; {left:.0f} min left", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return complete
 
 
 def results_of(units: Sequence[Unit], folder: Path) -> list[dict[str, Any]]:
@@ -118,17 +126,31 @@ def _syntax(path: Path) -> bytes:
     return ast.dump(tree).encode()
 
 
-def _start(unit: Unit, folder: Path) -> None:
-    """Run a unit in a process of its own."""
+def _start(unit: Unit, folder: Path, end: float) -> bool:
+    """Run a unit in a process of its own; whether it was done before the end of the time."""
+    left = end - time.perf_counter()
+    if left <= 0:
+        return False
     own = folder / unit.key
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.evidence.runner", json.dumps(asdict(unit)), own]
     with (own / "log.txt").open("wb") as log:
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                timeout=left if math.isfinite(left) else None,
+            )
+        except subprocess.TimeoutExpired:
+            return False
     if done.returncode:
         raise UnitError(f"{unit.name} failed with status {done.returncode}; see {own}/log.txt")
+    return True
 
 
 def _run(unit: Unit, folder: Path) -> None:

@@ -1,5 +1,8 @@
 """Evidence of a small grid, made up so that every sentence of the report can be told."""
 
+import gzip
+import json
+
 import pytest
 
 from benchmarks.evidence.collect import table_results
@@ -80,3 +83,45 @@ def evidence(grid, metrics):
         },
         "curves": {"arithmetic": {"dpo": curve(0.5), "tidpo": curve(0.6)}},
     }
+
+
+RIGHT = "She has 2*3=<<2*3=6>>6 eggs\nand sells 6-1=<<6-1=5>>5.\nA: 5"
+WRONG = "She has 2*3=<<2*3=6>>6 eggs\nand sells 6+1=<<6+1=7>>7.\nA: 7"
+
+
+@pytest.fixture
+def published_folder(tmp_path, monkeypatch):
+    """A problem whose second solution is wrong at its second line, and dialogues."""
+
+    def write(name, rows):
+        with gzip.open(tmp_path / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def solved(number, text):
+        return {"is_correct": text == RIGHT, "solution": text.replace("eggs", f"eggs{number}")}
+
+    write(
+        "gsm8k_model_solutions",
+        [
+            {
+                "question": f"Question {number}?",
+                "ground_truth": f"{RIGHT}",
+                "6b": solved(number, WRONG),
+                "175b": solved(number, RIGHT),
+                "again": solved(number, RIGHT),
+            }
+            for number in range(6)
+        ],
+    )
+    write("gsm8k_train", [{"question": "2+3?", "answer": "2+3=<<2+3=5>>5\n#### 5"}])
+    turns = "\n\nHuman: Hello {}\n\nAssistant: {}"
+    said = [(n // 2, word) for n, word in enumerate(["Yes", "Well", "Ah", "Oh"])]
+    write(
+        "hh_harmless_test",
+        [
+            *({"chosen": turns.format(n, w), "rejected": turns.format(n, "No")} for n, w in said),
+            {"chosen": turns.format(9, ""), "rejected": turns.format(9, "")},
+        ],
+    )
+    monkeypatch.setenv("EVIDENCE_DATA", str(tmp_path))
+    return tmp_path

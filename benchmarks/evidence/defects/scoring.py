@@ -72,16 +72,24 @@ class DefectRow:
         return list(self.ids["rejected_ids"])
 
 
-def held_out_rows(split: str, limit: int | None) -> list[DefectRow]:
+def held_out_rows(
+    split: str,
+    limit: int | None,
+    source: str = SOURCE,
+    tokenizer: str = START,
+    max_length: int = MAX_LENGTH,
+) -> list[DefectRow]:
     """Pairs of a split, in random order; no module is in two splits."""
-    rows = rows_of(SOURCE, split)
+    rows = rows_of(source, split)
     random.Random(0).shuffle(rows)
-    return list(islice(defect_rows(rows), limit))
+    return list(islice(defect_rows(rows, tokenizer, max_length), limit))
 
 
-def defect_rows(rows: Iterable[Row]) -> Iterator[DefectRow]:
+def defect_rows(
+    rows: Iterable[Row], tokenizer: str = START, max_length: int = MAX_LENGTH
+) -> Iterator[DefectRow]:
     """Tokenise pairs; those that would have to be cut are left out."""
-    pairs = pair_tokenizer(START, MAX_LENGTH)
+    pairs = pair_tokenizer(tokenizer, max_length)
     for fields in rows:
         ids = pairs(fields, 0)
         if not ids["problem"] and not any(ids[name] for name in ids if name.endswith("truncated")):

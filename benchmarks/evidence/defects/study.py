@@ -16,6 +16,7 @@ from benchmarks.evidence.data import rows_of
 from benchmarks.evidence.defects import measures, scoring
 from benchmarks.evidence.defects.measures import over_modules
 from benchmarks.evidence.defects.scoring import START, DefectRow, held_out_rows, made, score_rows
+from benchmarks.evidence.grid import CODE as CELL
 from benchmarks.evidence.grid import read_yaml, seeded
 from benchmarks.evidence.intervals import Figure, auroc, precision
 from benchmarks.evidence.runner import Unit
@@ -33,9 +34,9 @@ def trainings(study: Study) -> dict[str, list[Unit]]:
     policies = [{"configs": configs, "args": words} for words in args.values()]
     own = [{"seed": seed, "without": ""} for seed in args if study["trained_detectors"]]
     without = [{"seed": 0, "without": kind} for kind in study["unseen"]]
-    train = "defects.study:detector"
+    train, fit = "defects.study:detector", "cell:train_policy"
     return {
-        "policies": [Unit("a policy", "cell:train_policy", a, "cell.py", True) for a in policies],
+        "policies": [Unit("a policy", fit, a, CELL, True) for a in policies],
         "detectors": [Unit("a detector", train, a, CODE, True) for a in own],
         "without": [Unit("a detector", train, a, CODE, True) for a in without],
     }
@@ -84,7 +85,7 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
     batch, repeats = rows[: study["cost_pairs"]], study["cost_repeats"]
     costs = scoring.costs(start, batch, estimators[0] | long, repeats)
     blind = measures.by_position(rows, held_out_rows("validation", study["other_rows"]))
-    best = max((_areas([scores], rows) for scores in blind.values()), key=fmean)
+    best = max((areas_of([scores], rows) for scores in blind.values()), key=fmean)
     counts = Counter(token for ids in learnt for token in ids)
     once = {"detector": estimators[0]["detector"]}  # it does not look at the policy
     untrained = score_rows(start, start, detail, options | once)
@@ -92,25 +93,25 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
     return {
         "estimators": {
             name: {
-                **_found(each, rows),
-                "gain_over_position": _gain(_areas(each, rows), best, rows),
+                **found(each, rows),
+                "gain_over_position": gain(areas_of(each, rows), best, rows),
                 "seeds": len(each),
                 "cost": costs[name],
             }
             for name, each in runs.items()
         },
         "defects": {
-            "position_only": {name: _found([scores], rows) for name, scores in blind.items()},
+            "position_only": {name: found([scores], rows) for name, scores in blind.items()},
             "weights": {
                 way: {
-                    name: _found([scoring.weigh_rows(s, rows, weighting) for s in each], rows)
+                    name: found([scoring.weigh_rows(s, rows, weighting) for s in each], rows)
                     for name, each in runs.items()
                 }
                 for way, weighting in made(study["weightings"]).items()
             },
             "mitigations": {
-                "untrained": _mitigations(untrained, detail, start, counts),
-                "trained": _mitigations(trained, detail, policies[0], counts),
+                "untrained": biased(untrained, detail, start, counts),
+                "trained": biased(trained, detail, policies[0], counts),
             },
             "faithfulness": measures.faithfulness(policies[0], start, detail, first),
             "stability": {
@@ -132,39 +133,40 @@ def measure(folder: Path, study: Study, models: Mapping[str, list[str]]) -> dict
     }
 
 
-def _areas(runs: Runs, rows: Sequence[DefectRow]) -> list[float]:
+def areas_of(runs: Runs, rows: Sequence[DefectRow]) -> list[float]:
     """Area under the ROC curve of each row, the mean over seeds."""
     return [
         fmean(auroc(s, row.marked) for s in each) for row, *each in zip(rows, *runs, strict=True)
     ]
 
 
-def _found(runs: Runs, rows: Sequence[DefectRow]) -> dict[str, Figure]:
+def found(runs: Runs, rows: Sequence[DefectRow]) -> dict[str, Figure]:
     """How well scores find the defects; k is the number of the defect's tokens."""
     precise = [
         fmean(precision(scores, row.marked, int(row.marked.sum())) for scores in each)
         for row, *each in zip(rows, *runs, strict=True)
     ]
-    areas = over_modules(_areas(runs, rows), rows)
+    areas = over_modules(areas_of(runs, rows), rows)
     return {"auroc": areas, "precision_at_k": over_modules(precise, rows)}
 
 
-def _gain(areas: Sequence[float], others: Sequence[float], rows: Sequence[DefectRow]) -> Figure:
+def gain(areas: Sequence[float], others: Sequence[float], rows: Sequence[DefectRow]) -> Figure:
+    """How much larger the areas of some scores are than those of others."""
     return over_modules([a - b for a, b in zip(areas, others, strict=True)], rows)
 
 
-def _mitigations(
+def biased(
     scores: Mapping[str, Sequence[Tensor]],
     rows: Sequence[DefectRow],
     policy: nn.Module,
     counts: Counter[int],
 ) -> dict[str, Any]:
     """Biases of estimators, and what each option does to their areas."""
-    areas = {name: _areas([values], rows) for name, values in scores.items()}
+    areas = {name: areas_of([values], rows) for name, values in scores.items()}
     return {
         name: {
             "auroc": over_modules(areas[name], rows),
-            "gain_over_plain": _gain(areas[name], areas[" ".join(name.split()[:2])], rows),
+            "gain_over_plain": gain(areas[name], areas[" ".join(name.split()[:2])], rows),
             "bias": measures.biases(values, rows, policy, counts),
         }
         for name, values in scores.items()
@@ -178,4 +180,4 @@ def _unseen(
     chosen = [row for row in rows if row.fields["defect"] == kind]
     own = made({"detector": study["estimators"]["detector"]}, detector={"path": path})
     scores = score_rows(start, start, chosen, own)["detector"]
-    return {"auroc": over_modules(_areas([scores], chosen), chosen)}
+    return {"auroc": over_modules(areas_of([scores], chosen), chosen)}
