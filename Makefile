@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick lint policy arithmetic detector data docs browser real-model clean
+.PHONY: quickstart test bench bench-shapes bench-scaling models gpu faults audit evidence evidence-quick evidence-real evidence-real-report evidence-gpu lint policy arithmetic detector data docs browser real-model clean
 
 quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
@@ -68,6 +68,26 @@ evidence: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.evidence run
 	$(BIN)/python -m benchmarks.evidence collect
 	$(BIN)/python -m benchmarks.evidence report
+
+# The same on SmolLM2-135M-Instruct with GSM8K and HH, in their order: days of one core; stop it and go on when
+# you like, `make evidence-real-report` takes what is complete. EVIDENCE_MODEL (a folder or a GGUF file) and
+# EVIDENCE_DATA (a folder of the published files) take the Hub's place: benchmarks/evidence/published.py.
+REAL := $(BIN)/python -m benchmarks.evidence.real
+evidence-real: $(VENV)/.dev
+	$(REAL) run
+	$(REAL) study
+
+evidence-real-report: $(VENV)/.dev
+	$(REAL) study
+	$(REAL) collect
+	$(REAL) report
+
+# On a machine with a GPU, 8 minutes at the most: the full-size grid, as far as it comes. Each cell is written when it
+# is done; the same command goes on.
+GPU_GRID := --grid configs/evidence/real/gpu.yaml --runs runs/evidence_gpu
+evidence-gpu: $(VENV)/.dev
+	$(REAL) run $(GPU_GRID) --workers 6 --minutes 7
+	$(REAL) collect $(GPU_GRID) --result benchmarks/results/real_gpu.json
 
 # Minutes; fails if a result leaves its interval.
 evidence-quick: $(VENV)/.dev

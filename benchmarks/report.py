@@ -17,11 +17,6 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 PAGE = ROOT / "docs/performance.md"
 
-# <!-- NAME --> ... <!-- end NAME -->, or <!-- evidence:NAME --> ... <!-- /evidence -->
-_MARKED = re.compile(
-    r"(<!-- (?:evidence:)?(\w+) -->\n).*?(<!-- (?:/evidence|end \2) -->)", re.DOTALL
-)
-
 mpl.rcParams["svg.hashsalt"] = "evidence"  # the same figure gives the same file
 
 
@@ -58,9 +53,14 @@ def below(curves: tuple[Sequence[float], Sequence[float]]) -> int:
     return sum(b < a for a, b in zip(*curves, strict=True))
 
 
-def filled(page: str, parts: Mapping[str, str]) -> str:
-    """Exchange what stands between the marks of a page; one that names no part is a KeyError."""
-    return _MARKED.sub(lambda mark: f"{mark[1]}{parts[mark[2]]}{mark[3]}", page)
+def filled(page: str, parts: Mapping[str, str], kind: str = "evidence") -> str:
+    """Exchange what stands between the marks of a page; one that names no part is a KeyError.
+
+    Marks are ``<!-- KIND:NAME --> ... <!-- /KIND -->`` or ``<!-- NAME --> ... <!-- end NAME -->``.
+    """
+    pattern = rf"(<!-- (?:{kind}:)?(\w+) -->\n).*?(<!-- (?:/{kind}|end \2) -->)"
+    marked = re.compile(pattern, re.DOTALL)
+    return marked.sub(lambda mark: f"{mark[1]}{parts[mark[2]]}{mark[3]}", page)
 
 
 def save(figure: Figure, file: Path, **options: Any) -> Path:
