@@ -144,7 +144,7 @@ def test_the_study_measures_any_model_before_and_after_training(tmp_path):
         "mitigations": ("gradient max_logit", "gradient max_logit l2"),
     }  # fmt: skip
     options = {key: {name: shipped[key][name] for name in own} for key, own in names.items()}
-    extent = {"rows": 3, "detail_rows": 2, "other_rows": 5, "max_length": 128}
+    extent = {"rows": 3, "detail_rows": 2, "other_rows": 5, "max_length": 128, "rows_at_once": 2}
     start = str(locate("builtin:policy"))
     found = measure(tmp_path, "builtin:stdlib_defects", start, options, extent, [])
     assert (found["rows"], found["detail_rows"], found["policies"]) == (3, 2, 0)

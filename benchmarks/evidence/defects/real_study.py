@@ -31,7 +31,8 @@ def measure(
         start: Folder of the model that is the reference, and the policy where there is no other.
         options: ``estimators`` and ``mitigations`` of the study of tiny models.
         extent: ``rows`` of the test split, ``detail_rows`` for the mitigations, ``other_rows`` of
-            the splits that positions and frequencies are counted in, ``max_length``.
+            the splits that positions and frequencies are counted in, ``max_length``, and
+            ``rows_at_once``, as large vocabularies take memory.
         policies: Checkpoints of the same training by seeds.
     """
 
@@ -48,12 +49,13 @@ def measure(
     estimators = made(own, rarity={"path": str(tokens)}, random={"seed": 0})
     folders = [export_checkpoint(Path(path), folder / str(k)) for k, path in enumerate(policies)]
     trained = [scoring.frozen_policy(str(place)) for place in folders] or [reference]
-    seeds = [_scores(policy, reference, rows, estimators) for policy in trained]
+    at_once = extent["rows_at_once"]
+    seeds = [_scores(policy, reference, rows, estimators, at_once) for policy in trained]
     blind = measures.by_position(rows, others)
     best = max((areas_of([scores], rows) for scores in blind.values()), key=fmean)
     runs = {name: [scores[name] for scores in seeds] for name in estimators}
     detail = rows[: extent["detail_rows"]]
-    varied = score_rows(trained[0], reference, detail, made(options["mitigations"]))
+    varied = score_rows(trained[0], reference, detail, made(options["mitigations"]), at_once)
     counts = Counter(token for ids in learnt for token in ids)
     return {
         "rows": len(rows),
@@ -76,7 +78,9 @@ def measure(
     }
 
 
-def _scores(policy: Any, reference: Any, rows: Sequence[DefectRow], options: Estimators) -> Scores:
+def _scores(
+    policy: Any, reference: Any, rows: Sequence[DefectRow], options: Estimators, at_once: int
+) -> Scores:
     """Scores of all, of those that look at one response without the other beside it."""
     apart = [
         {name: each for name, each in options.items() if (each.looks_at == "group") == paired}
@@ -85,5 +89,5 @@ def _scores(policy: Any, reference: Any, rows: Sequence[DefectRow], options: Est
     return {
         name: scores
         for some in apart
-        for name, scores in score_rows(policy, reference, rows, some).items()
+        for name, scores in score_rows(policy, reference, rows, some, at_once).items()
     }

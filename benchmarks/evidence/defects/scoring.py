@@ -114,7 +114,11 @@ def frozen_policy(path: str) -> nn.Module:
 
 
 def score_rows(
-    policy: nn.Module, reference: nn.Module, rows: Sequence[DefectRow], estimators: Estimators
+    policy: nn.Module,
+    reference: nn.Module,
+    rows: Sequence[DefectRow],
+    estimators: Estimators,
+    at_once: int = BATCH,
 ) -> Scores:
     """Scores of the rejected responses by all estimators, from one forward of each batch."""
     needs = frozenset().union(*(estimator.needs for estimator in estimators.values()))
@@ -124,8 +128,8 @@ def score_rows(
     # Rows of like length side by side: less is padding.
     lengths = [len(row.ids["prompt_ids"]) + len(row.rejected) for row in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    for start in range(0, len(order), BATCH):
-        places = order[start : start + BATCH]
+    for start in range(0, len(order), at_once):
+        places = order[start : start + at_once]
         batch = _batch([rows[place] for place in places])
         if not paired:
             batch = batch.role("rejected")
