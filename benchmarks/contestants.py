@@ -8,8 +8,8 @@ from typing import Any
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
-from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.models.policy import LigerKernel
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 
 CACHE = "runs/bench/reference"
 

@@ -15,6 +15,7 @@ from lit_tidpo.errors import InputError, NonFiniteError, check_choice, numbers_o
 from lit_tidpo.functional.importance import Scale, scale_weights
 from lit_tidpo.importance.base import ImportanceEstimator, check_estimator, checked_scores
 from lit_tidpo.losses.base import LossComponent, LossContext, check_loss, checked_loss
+from lit_tidpo.losses.pair import PairLoss
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.needs import FROM_THE_DATA, FROM_THE_RUN, find, models_of
 from lit_tidpo.schedules import Scalar, Schedule, at, is_scheduled, value_at
@@ -91,6 +92,22 @@ class Objective:
         for name, loss in self.losses.items():
             check_loss(name, loss, models)
         check_estimator(importance, models)
+
+    def check_single_responses(self) -> None:
+        """Refuse losses that compare the responses of a prompt, where each has but one.
+
+        Raises:
+            InputError: Naming one, and those of single responses that there are.
+        """
+        for name, loss in self.losses.items():
+            alone = "labels" in loss.needs or loss.unit == "batch"
+            if not alone or isinstance(loss, PairLoss):
+                raise InputError(
+                    f"loss {name!r} compares the responses of a prompt, but the data hold single "
+                    "responses with a label: train on them with the losses kto or bco, or put a "
+                    "good and a bad response to the same prompt into one row, as 'chosen' and "
+                    "'rejected'"
+                )
 
     @cached_property
     def needs(self) -> frozenset[str]:

@@ -60,6 +60,7 @@ class ResponseBatch(Rows):
         pair_weights: How much each group counts, from the data, ``[B]``, or None.
         sampled: Whether the rows are none of the data: the policy wrote the responses in this run,
             or they stand under other prompts.
+        max_length: Most tokens that a row of the data may have; None where that is not known.
     """
 
     roles: tuple[str, ...]
@@ -73,6 +74,7 @@ class ResponseBatch(Rows):
     desirable: Tensor | None = None
     pair_weights: Tensor | None = None
     sampled: bool = False
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         everyone = tuple(range(self.size))
@@ -95,7 +97,7 @@ class ResponseBatch(Rows):
         return len(self.index)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ON_HOST and value.device.type == "cpu":
+        if name in _ON_HOST and value is not None and value.device.type == "cpu":
             # A new dictionary, as copies share the old one.
             self.__dict__["_host"] = {**self.__dict__.get("_host", {}), name: value}
         super().__setattr__(name, value)
@@ -104,14 +106,16 @@ class ResponseBatch(Rows):
     def host(self) -> HostRows:
         """The same rows on the host, without waiting for a device where they came from the host."""
         known: dict[str, Tensor] = self.__dict__.get("_host", {})
-        missing = {name: getattr(self, name).cpu() for name in _ON_HOST if name not in known}
+        given = {name: getattr(self, name) for name in _ON_HOST if name not in known}
+        missing = {name: value.cpu() for name, value in given.items() if value is not None}
         if missing:
             self.__dict__["_host"] = known = known | missing
         return HostRows(**known)
 
     def known_as(self, host: HostRows) -> ResponseBatch:
         """This batch, which is known on the host already."""
-        self.__dict__["_host"] = {name: getattr(host, name) for name in _ON_HOST}
+        given = {name: getattr(host, name) for name in _ON_HOST}
+        self.__dict__["_host"] = {k: value for k, value in given.items() if value is not None}
         return self
 
     def rows(self, role: str) -> slice:
@@ -171,24 +175,36 @@ class ResponseBatch(Rows):
         return self.desirable
 
     def mismatched(self) -> ResponseBatch:
-        """Each prompt with the next prompt's response of the same role, cut to the same width."""
+        """Each prompt with the next prompt's response of the same role.
+
+        They are cut to ``max_length``, or to the width of the batch where that is not known.
+        """
         rows = torch.arange(len(self.input_ids), device=self.input_ids.device)
         other = torch.cat([rows[self.rows(role)].roll(-1) for role in self.roles])
+        width = self._width_of_mismatched()
+        ids = pad(self.input_ids, (0, max(0, width - self.input_ids.shape[1])))[:, :width]
         starts, own = self.prompt_lengths[other], self.prompt_lengths
-        source = self.positions - own[:, None] + starts[:, None]
-        source = source.clamp(0, self.input_ids.shape[1] - 1)
-        response = self.input_ids[other].gather(1, source)
+        positions = torch.arange(width, device=ids.device)
+        source = (positions - own[:, None] + starts[:, None]).clamp(0, width - 1)
         lengths = own + self.lengths[other] - starts
         return dataclasses.replace(
             self,
-            input_ids=torch.where(self.positions < own[:, None], self.input_ids, response),
-            lengths=lengths.clamp(max=self.input_ids.shape[1]),
+            input_ids=torch.where(positions < own[:, None], ids, ids[other].gather(1, source)),
+            lengths=lengths.clamp(max=width),
             supplied_weights=None,
             rewards=None,
             behaviour_logps=None,
             upcoming=(),
             sampled=True,
         )
+
+    def _width_of_mismatched(self) -> int:
+        if self.max_length is None:
+            return self.input_ids.shape[1]
+        host = self.host  # so that no device is waited for
+        responses = host.lengths - host.prompt_lengths
+        others = torch.cat([responses[self.rows(role)].roll(-1) for role in self.roles])
+        return min(int((host.prompt_lengths + others).max()), self.max_length)
 
     def pairs_of_rows(self) -> list[tuple[int, int]]:
         """Every two rows that answer the same prompt, the earlier role first.
@@ -230,6 +246,7 @@ class ResponseBatch(Rows):
             return {name: getattr(given, name)[rows] for name in names} | by_prompt
 
         present = [name for name in optional if getattr(self, name) is not None]
+        on_host = [name for name in present if name in _ON_HOST]
         return dataclasses.replace(
             self,
             **cut(self, *by_row, *present),
@@ -237,7 +254,7 @@ class ResponseBatch(Rows):
             holders=None,
             pair_weights=None,
             upcoming=(),
-        ).known_as(HostRows(**cut(self.host, *by_row)))
+        ).known_as(HostRows(**cut(self.host, *by_row, *on_host)))
 
     def pin_memory(self) -> ResponseBatch:
         """Copy to page-locked memory (called by the data loader)."""

@@ -26,7 +26,7 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
 
     Yields:
         ``index`` of the prompt in its data set, ``role``, ``row``, which names prompt and response
-        by their tokens, and lists with one entry for each
+        by their tokens, the ``label`` of a single response, and lists with one entry for each
         response token: ``token_ids``, ``tokens`` (text), what was computed of it under the name of
         the need with a line for the dot (``policy_logps``, ``reference_logps``, ``reference_kl``,
         ``weights``, ``scores``, ...), and ``log_ratios``.
@@ -36,7 +36,7 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
         columns = {need.replace(".", "_"): values for need, values in results.items()}
         if "reference.logps" in results:
             columns["log_ratios"] = results.log_ratios
-        keys = row_keys(results.batch)
+        keys, labels = row_keys(results.batch), results.batch.desirable
         for place, index in enumerate(results.batch.index.tolist()):
             if not bool(results.batch.counted[place]):
                 continue
@@ -46,6 +46,7 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
                 "index": index,
                 "role": role,
                 "row": keys[place].hex(),
+                **({} if labels is None else {"label": bool(labels[place])}),
                 "token_ids": token_ids,
                 "tokens": [tokenizer.decode([token]) for token in token_ids] if tokenizer else [],
                 **{name: values[place][mask].tolist() for name, values in columns.items()},

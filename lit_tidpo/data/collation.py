@@ -1,4 +1,4 @@
-"""Tokenised pairs to a batch."""
+"""Tokenised rows to a batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from lit_tidpo.data.shapes import PAIR, SINGLE
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.errors import InputError
 from lit_tidpo.structures import ResponseBatch
-
-PAIR = ("chosen", "rejected")
 
 Response = Mapping[str, Any]
 
@@ -157,10 +157,7 @@ class PairCollator:
         """
         batch = collate(
             [pair["prompt_ids"] for pair in pairs],
-            [
-                [{"ids": pair[f"{role}_ids"], "weights": pair[f"{role}_weights"]} for role in PAIR]
-                for pair in pairs
-            ],
+            [[_response(pair, role) for role in PAIR] for pair in pairs],
             PAIR,
             [pair["index"] for pair in pairs],
             [pair.get("counted", True) for pair in pairs],
@@ -208,3 +205,45 @@ class GroupCollator:
             self.multiple,
         )
         return _weighed(batch, groups)
+
+
+@dataclass(frozen=True)
+class RowsCollator:
+    """Make a batch of tokenised rows: of pairs, or of single responses as groups of one.
+
+    Attributes:
+        pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.
+        multiple: The padded length is a multiple of this.
+        max_length: Most tokens that a row of the data may have.
+    """
+
+    pad_id: int = 0
+    multiple: int = 1
+    max_length: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ResponseBatch:
+        """Make a batch.
+
+        Raises:
+            InputError: If there are pairs and single responses, or only some have what is optional.
+        """
+        kinds = {sides_of(row) for row in rows}
+        if len(kinds) > 1:
+            raise InputError(
+                f"the rows {[row['index'] for row in rows]} are pairs and single responses: put "
+                "them into data sets of their own"
+            )
+        if kinds == {SINGLE}:
+            batch = GroupCollator(self.pad_id, self.multiple)([_group_of_one(row) for row in rows])
+        else:
+            batch = PairCollator(self.pad_id, self.multiple)(rows)
+        batch.max_length = self.max_length
+        return batch
+
+
+def _group_of_one(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**row, "responses": [{**_response(row, SINGLE[0]), "label": row["label"]}]}
+
+
+def _response(row: Mapping[str, Any], side: str) -> Response:
+    return {"ids": row[f"{side}_ids"], "weights": row[f"{side}_weights"]}

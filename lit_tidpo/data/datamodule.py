@@ -15,6 +15,7 @@ from lit_tidpo.data.rendering import SpecialTokens
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.split_loaders import SplitLoaders
 from lit_tidpo.data.splits import SplitSource
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.models.tokenizer import load_tokenizer
 
@@ -236,7 +237,12 @@ class PreferenceDataModule(SplitLoaders):
         if self.source.streaming:
             return frozenset()
         first = (rows[place] for place in range(min(len(rows), 100)))
-        return frozenset(row["chosen_ids"][-1] for row in first if not row["chosen_truncated"])
+        return frozenset(
+            row[f"{side}_ids"][-1]
+            for row in first
+            for side in sides_of(row)[:1]
+            if not row[f"{side}_truncated"] and row.get("label", True)
+        )
 
     def _splits(self, stage: str | None, raw: Any) -> list[str]:
         if stage == TrainerFn.VALIDATING:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import Dataset, IterableDataset
 
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class PairStream(IterableDataset[Example]):
 
 def content_number(pair: Example) -> int:
     """A number that equal pairs alone have in common, which what is kept of a pair goes by."""
-    ids = [pair[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
+    ids = [pair[f"{name}_ids"] for name in ("prompt", *sides_of(pair))]
     digest = hashlib.sha256(json.dumps(ids).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1  # as an int64
 

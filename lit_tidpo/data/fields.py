@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_tidpo.data.shapes import NUMBERS
@@ -33,23 +33,28 @@ def text_or_messages(row: Mapping[str, Any], name: str, number: int) -> str | li
     )
 
 
-def token_weights(row: Mapping[str, Any], side: str, number: int) -> list[float] | None:
-    """Weights of the tokens of a response, from the column ``SIDE_weights``.
+def token_weights(
+    row: Mapping[str, Any], sides: Sequence[str], number: int
+) -> dict[str, list[float] | None]:
+    """Weights of the tokens of each response, from the columns ``SIDE_weights``.
 
     Args:
         row: The row's fields.
-        side: ``chosen`` or ``rejected``.
+        sides: Names of the responses.
         number: Position of the row in its split, for messages.
 
     Returns:
-        The weights; None if the row has neither side's.
+        The weights by side; None if the row has no side's.
 
     Raises:
         InputError: If they are no numbers of 0 or more.
     """
-    name = f"{side}_weights"
-    if "chosen_weights" not in row and "rejected_weights" not in row:
-        return None
+    if not any(f"{side}_weights" in row for side in sides):
+        return dict.fromkeys(sides)
+    return {side: _weights(row, f"{side}_weights", number) for side in sides}
+
+
+def _weights(row: Mapping[str, Any], name: str, number: int) -> list[float]:
     values = row.get(name)
     if isinstance(values, list) and all(
         isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in values

@@ -94,11 +94,10 @@ class Guard:
         """Ids of rendered texts, without any that the tokenizer adds."""
         # verbose=False: sequences beyond the model's length are cut later, not a mistake.
         plain = {"add_special_tokens": False, "verbose": False, "return_attention_mask": False}
-        free = [text for text in texts if not self.marks([text])]
+        free = [text for text in texts if _OPEN not in text]
         found = iter(self._tokenizer(free, **plain)["input_ids"] if free else [])
         return [
-            self._encode_marked(text, plain) if self.marks([text]) else next(found)
-            for text in texts
+            self._encode_marked(text, plain) if _OPEN in text else next(found) for text in texts
         ]
 
     @staticmethod

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.shapes import shape_of
 from lit_tidpo.data.splits import Splits, SplitSource
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.errors import InputError
 
@@ -71,11 +72,17 @@ class MixedSource:
                 ``raise``, or no others.
         """
         reports: dict[str, PreparationReport] = {}
-        tables, start = [], 0
+        tables: list[Dataset] = []
+        start = 0
         for part, own, name in self.having(raw, split):
             rows, found = part.usable(own, name, tokenise, policy)
             reports |= {f"{split} of {part.label}": report for report in found.values()}
             numbers = np.asarray(rows["index"][:]) + start
+            if tables and sides_of(rows.column_names) != sides_of(tables[0].column_names):
+                raise InputError(
+                    f"{part.label!r} and others of {self.label} hold pairs here, single responses "
+                    "there: train on one kind"
+                )
             tables.append(rows.remove_columns("index").add_column("index", numbers))
             start += len(own[name] if name in own else own[part.train_split])
         if self.weights is None or split != self.train_split:

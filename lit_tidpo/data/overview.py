@@ -12,14 +12,13 @@ from typing import Any
 
 from lit_tidpo.data.reports import PreparationReport
 from lit_tidpo.data.shapes import shape_of
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.errors import InputError
 
 _UNCUT = 2**31 - 1
 _BINS, _BAR, _LISTED, _TEXT = 12, 40, 8, 600
 """Lines and widest bar of the histogram; row numbers, and characters of a text, that are shown."""
-
-_SIDES = ("prompt", "chosen", "rejected")
 
 
 @dataclass
@@ -30,10 +29,11 @@ class Overview:
         report: Counts as of a run.
         max_length: Most tokens of prompt and response together.
         shapes: Rows by the name of their shape.
-        lengths: Tokens of the prompts, the responses, and each ``pair``'s longer sequence, uncut.
-        problems: Numbers of the rows that are no pairs, by what is wrong with them.
+        lengths: Tokens of the prompts, the responses, and each row's ``longest`` sequence, uncut.
+        problems: Numbers of the rows that cannot be used, by what is wrong with them.
         repeated: Numbers of rows that came before, with the number of the first.
-        swapped: Numbers of rows that came before with the better response called the worse.
+        swapped: Numbers of rows that came before with the better response called the worse, or
+            with the other label.
         examples: Texts of the first usable rows, by number.
     """
 
@@ -44,36 +44,37 @@ class Overview:
     problems: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     repeated: dict[int, int] = field(default_factory=dict)
     swapped: dict[int, int] = field(default_factory=dict)
-    examples: dict[int, tuple[str, str, str]] = field(default_factory=dict)
+    examples: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[str]:
         """The overview as lines of text."""
         found = ", ".join(f"{count} {name}" for name, count in self.shapes.most_common())
         yield f"split {self.report.split!r}: {self.report.rows} rows, shapes: {found}"
-        yield f"usable pairs: {self.report.usable}"
+        yield f"usable: {self.report.counts}"
         for problem, numbers in sorted(self.problems.items(), key=lambda each: -len(each[1])):
             yield f"  {len(numbers)} {problem}: {_rows(numbers)}"
         if self.repeated:
             yield f"  {len(self.repeated)} rows came before: {_rows(self.repeated)}"
         if self.swapped:
-            yield (
-                f"  {len(self.swapped)} rows came before with chosen and rejected swapped: "
-                f"{_rows(self.swapped)}"
-            )
+            how = "the other label" if self.report.labels else "chosen and rejected swapped"
+            yield f"  {len(self.swapped)} rows came before with {how}: {_rows(self.swapped)}"
         if self.report.usable:
             yield from self._lengths()
-        for number, (prompt, chosen, rejected) in self.examples.items():
+        for number, texts in self.examples.items():
+            prompt, *responses = texts.items()
             yield f"row {number}, prompt | response:"
-            yield f"  chosen    {_ending(prompt)} | {_beginning(chosen)}"
-            yield f"  rejected  ... | {_beginning(rejected)}"
+            before = _ending(prompt[1])
+            for name, text in responses:
+                yield f"  {name:9} {before} | {_beginning(text)}"
+                before = "..."
 
     def _lengths(self) -> Iterator[str]:
         yield f"tokens{'least':>14}{'median':>8}{'95 %':>8}{'most':>8}"
         for name, values in self.lengths.items():
             marks = quantiles(values, n=20, method="inclusive") if len(values) > 1 else values * 19
-            yield f"  {name:9}{min(values):9}{marks[9]:8.0f}{marks[18]:8.0f}{max(values):8}"
+            yield f"  {name:10}{min(values):8}{marks[9]:8.0f}{marks[18]:8.0f}{max(values):8}"
         yield "prompt and longer response, tokens:"
-        yield from histogram(self.lengths["pair"])
+        yield from histogram(self.lengths["longest"])
         cut = self.report.truncated
         told = (
             ", ".join(f"{count} {side}" for side, count in cut.items())
@@ -101,7 +102,7 @@ def overview(
     found = Overview(PreparationReport(split), tokenise.options.max_length)
     uncut = dataclasses.replace(tokenise.options, max_length=_UNCUT, max_prompt_length=None)
     whole = PairTokenizer(tokenise.tokenizer, uncut)
-    seen: dict[tuple[tuple[int, ...], ...], int] = {}
+    seen: dict[tuple[Any, ...], int] = {}
     for number, row in enumerate(rows):
         shape = shape_of(frozenset(name for name, value in row.items() if value is not None))
         found.shapes["none" if shape is None else shape.name] += 1
@@ -114,19 +115,32 @@ def overview(
             found.problems[pair["problem"]].append(number)
             continue
         found.report.show_shift(pair, tokenise.tokenizer)
-        for side in _SIDES:
-            found.lengths[side].append(len(own[f"{side}_ids"]))
-        found.lengths["pair"].append(own["length"])
-        prompt, chosen, rejected = (tuple(own[f"{side}_ids"]) for side in _SIDES)
-        if (prompt, chosen, rejected) in seen:
-            found.repeated[number] = seen[prompt, chosen, rejected]
-        elif (prompt, rejected, chosen) in seen:
-            found.swapped[number] = seen[prompt, rejected, chosen]
-        seen.setdefault((prompt, chosen, rejected), number)
+        parts = ("prompt", *sides_of(pair))
+        for part in parts:
+            found.lengths[part].append(len(own[f"{part}_ids"]))
+        found.lengths["longest"].append(own["length"])
+        key, opposite = _keys(own)
+        if key in seen:
+            found.repeated[number] = seen[key]
+        elif opposite in seen:
+            found.swapped[number] = seen[opposite]
+        seen.setdefault(key, number)
         if len(found.examples) < show:
-            texts = [str(tokenise.tokenizer.decode(pair[f"{side}_ids"])) for side in _SIDES]
-            found.examples[number] = (texts[0], texts[1], texts[2])
+            decode = tokenise.tokenizer.decode
+            texts = {part: str(decode(pair[f"{part}_ids"])) for part in parts}
+            if found.report.labels:
+                name = "desirable" if pair["label"] else "undesirable"
+                texts[name] = texts.pop(parts[1])
+            found.examples[number] = texts
     return found
+
+
+def _keys(row: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What equal rows have in common, and what rows have that say the opposite."""
+    prompt, *responses = (tuple(row[f"{part}_ids"]) for part in ("prompt", *sides_of(row)))
+    if "label" in row:
+        return (prompt, *responses, row["label"]), (prompt, *responses, not row["label"])
+    return (prompt, *responses), (prompt, *responses[::-1])
 
 
 def histogram(values: list[int]) -> list[str]:

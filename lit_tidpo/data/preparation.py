@@ -7,39 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from datasets import Dataset, Features, List, Value
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Value
 from datasets.fingerprint import Hasher
 
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
-from lit_tidpo.data.shapes import NUMBERS
+from lit_tidpo.data.shapes import PAIR, SINGLE, shape_of
+from lit_tidpo.data.tokenised import features, sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.data.whole_files import drop_damaged, remember
+from lit_tidpo.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raise it when the same options come to make other ids, so that old cache files are left alone.
-_VERSION = 4
-_IDS, _WEIGHTS = List(Value("int32")), List(Value("float32"))
-_FEATURES = Features(
-    {
-        "prompt_ids": _IDS,
-        "chosen_ids": _IDS,
-        "rejected_ids": _IDS,
-        "chosen_weights": _WEIGHTS,
-        "rejected_weights": _WEIGHTS,
-        **{name: Value("float32") for name in NUMBERS},
-        "length": Value("int32"),
-        "prompt_truncated": Value("bool"),
-        "chosen_truncated": Value("bool"),
-        "rejected_truncated": Value("bool"),
-        "shifted": Value("bool"),
-        "left_out": Value("string"),
-        "guarded": Value("int32"),
-        "index": Value("int64"),
-        "problem": Value("string"),
-    }
-)
+_VERSION = 5
+_KINDS = {PAIR: "a pair", SINGLE: "a single response with a label"}
 
 
 def fingerprint(data: Dataset, tokenise: PairTokenizer) -> str:
@@ -69,6 +55,8 @@ def tokenise_split(
     Returns:
         One row of ids per row of ``data``; see :class:`~lit_tidpo.data.tokenization.PairTokenizer`.
     """
+    shape = shape_of(frozenset(data.column_names))
+    columns = features(PAIR if shape is None else shape.sides)
     name = fingerprint(data, tokenise)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
@@ -79,11 +67,11 @@ def tokenise_split(
         batched=True,
         with_indices=True,
         remove_columns=data.column_names,
-        features=_FEATURES,
+        features=columns,
         cache_file_name=str(file),
         new_fingerprint=name,
         num_proc=processes if processes > 1 else None,
-        fn_kwargs={"tokenise": tokenise},
+        fn_kwargs={"tokenise": tokenise, "schema": columns.arrow_schema},
         desc="Tokenising",
     )
     remember(folder.glob(f"{file.stem}*.arrow"))
@@ -91,13 +79,23 @@ def tokenise_split(
 
 
 def _tokenised_columns(
-    columns: Mapping[str, list[Any]], numbers: list[int], tokenise: PairTokenizer
-) -> dict[str, list[Any]]:
+    columns: Mapping[str, list[Any]],
+    numbers: list[int],
+    tokenise: PairTokenizer,
+    schema: pa.Schema,
+) -> pa.Table:
+    """Tokenise rows, as a table: of lists ``datasets`` would guess the types, and then cast."""
     rows = [
         dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
     ]
     tokenised = tokenise.batch(rows, numbers)
-    return {name: [row[name] for row in tokenised] for name in _FEATURES}
+    for number, row in zip(numbers, tokenised, strict=True):
+        if row.keys() != set(schema.names):
+            raise InputError(
+                f"row {number} holds {_KINDS[sides_of(row)]}, others do not: put pairs and single "
+                "responses into data sets of their own"
+            )
+    return pa.Table.from_pylist(tokenised, schema)
 
 
 def usable_rows(
@@ -118,15 +116,15 @@ def usable_rows(
         InputError: If there are unusable rows and the policy is ``raise``, or no others.
     """
     report = PreparationReport(split)
-    names = [name for name, kind in _FEATURES.items() if isinstance(kind, Value)]
-    columns = data.select_columns(names)[:]  # far from all that a row holds
-    for values in zip(*columns.values(), strict=True):
-        report.add(dict(zip(columns, values, strict=True)))
+    columns = features(sides_of(data.column_names)).items()
+    names = [name for name, kind in columns if isinstance(kind, Value)]
+    table = data.select_columns(names).with_format("arrow")[:]  # far from all that a row holds
+    report.add_all(table)
     if report.shifted:
-        report.show_shift(data[columns["shifted"].index(True)], tokenizer)
+        report.show_shift(data[pc.index(table["shifted"], True).as_py()], tokenizer)
     report.check(policy)
     report.announce()
     if not report.problems:
         return data, report
-    kept = [place for place, problem in enumerate(columns["problem"]) if not problem]
+    kept = np.flatnonzero(pc.equal(table["problem"], "").to_numpy())
     return data.select(kept), report

@@ -1,11 +1,11 @@
-"""Pairs to texts: what the chat template makes of messages."""
+"""Rows to texts: what the chat template makes of messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_tidpo.data.guarding import Guard
-from lit_tidpo.data.rows import PreferencePair
+from lit_tidpo.data.rows import NormalRow
 from lit_tidpo.data.turns import Message
 from lit_tidpo.errors import InputError, explained
 
@@ -21,7 +21,7 @@ _SHOWN = 60
 
 
 class Renderer:
-    """Makes texts of pairs.
+    """Makes texts of rows.
 
     Args:
         tokenizer: The tokenizer, with its chat template if the rows hold messages.
@@ -36,23 +36,19 @@ class Renderer:
         self._guard = guard
         self._special_tokens = special_tokens
 
-    def texts(self, pair: PreferencePair, number: int) -> list[str]:
+    def texts(self, row: NormalRow, number: int) -> list[str]:
         """The prompt alone, and with each response; nothing if there is no prompt.
 
         Raises:
             InputError: If there is no template, or it refuses messages or changes what is marked.
         """
-        if isinstance(pair.prompt, str):
-            return [pair.prompt, f"{pair.prompt}{pair.chosen}", f"{pair.prompt}{pair.rejected}"]
-        if not pair.prompt:
+        if isinstance(row.prompt, str):
+            return [row.prompt, *(f"{row.prompt}{text}" for text in row.responses.values())]
+        if not row.prompt:
             return []
-        assert isinstance(pair.chosen, list)
-        assert isinstance(pair.rejected, list)
-        return [
-            self._render(pair.prompt, pair.tools, number, open_turn=True),
-            self._render(pair.prompt + pair.chosen, pair.tools, number),
-            self._render(pair.prompt + pair.rejected, pair.tools, number),
-        ]
+        opened = self._render(row.prompt, row.tools, number, open_turn=True)
+        turns = [[*row.prompt, *turns] for turns in row.responses.values()]
+        return [opened, *(self._render(each, row.tools, number) for each in turns)]
 
     def _render(
         self, messages: list[Message], tools: Any, number: int, open_turn: bool = False
@@ -75,9 +71,9 @@ class Renderer:
         return str(text)
 
 
-def left_out(pair: PreferencePair, texts: list[str]) -> str:
+def left_out(row: NormalRow, texts: list[str]) -> str:
     """The first text, a response's reasoning say, that the chat template did not render."""
-    for turns, text in zip((pair.prompt, pair.chosen, pair.rejected), texts, strict=True):
+    for turns, text in zip((row.prompt, *row.responses.values()), texts, strict=True):
         for turn in turns if isinstance(turns, list) else []:
             functions = [call.get("function") for call in turn.get("tool_calls") or []]
             parts = [turn.get(name) for name in _READ]
@@ -85,7 +81,7 @@ def left_out(pair: PreferencePair, texts: list[str]) -> str:
             for part in parts:
                 if isinstance(part, str) and part.strip() not in text:
                     return part.strip()[:_SHOWN]
-    for tool in pair.tools or []:
+    for tool in row.tools or []:
         name = tool.get("function", tool).get("name") if isinstance(tool, dict) else None
         if isinstance(name, str) and texts and name not in texts[0]:
             return name[:_SHOWN]

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,13 +29,12 @@ class PreparationReport:
     Attributes:
         split: Name of the split.
         rows: Rows that were read.
-        prompts_truncated: Usable pairs whose prompt was cut.
-        chosen_truncated: Usable pairs whose chosen response was cut.
-        rejected_truncated: Usable pairs whose rejected response was cut.
-        shifted: Usable pairs whose responses start before the end of the prompt's text.
-        shifted_example: Text around the start of the responses in the first such pair.
-        left_out: Usable pairs of which the chat template leaves out text.
-        left_out_example: The beginning of that text in the first such pair.
+        truncated: Usable rows of which a part was cut, by the part: ``prompt``, ``chosen``, ...
+        shifted: Usable rows whose responses start before the end of the prompt's text.
+        shifted_example: Text around the start of the responses in the first such row.
+        left_out: Usable rows of which the chat template leaves out text.
+        left_out_example: The beginning of that text in the first such row.
+        labels: Usable single responses by their label.
         guarded: Special tokens that stand in the text of messages.
         problems: Unusable rows by what is wrong with them.
         first: Position of the first row with each problem.
@@ -40,14 +42,13 @@ class PreparationReport:
 
     split: str
     rows: int = 0
-    prompts_truncated: int = 0
-    chosen_truncated: int = 0
-    rejected_truncated: int = 0
+    truncated: Counter[str] = field(default_factory=Counter)
     shifted: int = 0
     shifted_example: str = ""
     left_out: int = 0
     left_out_example: str = ""
     guarded: int = 0
+    labels: Counter[bool] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
 
@@ -58,19 +59,43 @@ class PreparationReport:
             self.problems[row["problem"]] += 1
             self.first.setdefault(row["problem"], row["index"])
             return
-        self.prompts_truncated += row["prompt_truncated"]
-        self.chosen_truncated += row["chosen_truncated"]
-        self.rejected_truncated += row["rejected_truncated"]
+        for part in ("prompt", *sides_of(row)):
+            self.truncated[part] += row[f"{part}_truncated"]
+        if "label" in row:
+            self.labels[row["label"]] += 1
         self.shifted += row["shifted"]
         self.left_out += bool(row["left_out"])
         self.guarded += row["guarded"]
         self.left_out_example = self.left_out_example or row["left_out"]
 
+    def add_all(self, rows: pa.Table) -> None:
+        """Count tokenised rows by their columns, of which no ids are needed."""
+        usable = pc.equal(rows["problem"], "")
+        for row in rows.filter(pc.invert(usable)).to_pylist():
+            self.add(row)
+        good = rows.filter(usable)
+        self.rows += len(good)
+
+        def total(name: str) -> int:
+            return int(pc.sum(good[name]).as_py() or 0)
+
+        for part in ("prompt", *sides_of(rows.column_names)):
+            self.truncated[part] += total(f"{part}_truncated")
+        if "label" in rows.column_names:
+            desirable = total("label")
+            self.labels += Counter({True: desirable, False: len(good) - desirable})
+        self.shifted += total("shifted")
+        self.guarded += total("guarded")
+        left_out = good["left_out"].filter(pc.not_equal(good["left_out"], ""))
+        self.left_out += len(left_out)
+        if len(left_out) and not self.left_out_example:
+            self.left_out_example = left_out[0].as_py()
+
     def show_shift(self, row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
         """Take a row for the example of those whose responses start early, if it is the first."""
         if row["shifted"] and not self.shifted_example:
             before = tokenizer.decode(row["prompt_ids"][-_EXAMPLE_TOKENS:])
-            after = tokenizer.decode(row["chosen_ids"][:_EXAMPLE_TOKENS])
+            after = tokenizer.decode(row[f"{sides_of(row)[0]}_ids"][:_EXAMPLE_TOKENS])
             self.shifted_example = f"{before!r} | {after!r}"
 
     def reset(self) -> None:
@@ -79,20 +104,19 @@ class PreparationReport:
 
     @property
     def usable(self) -> int:
-        """Pairs that can be trained on."""
+        """Rows that can be trained on."""
         return self.rows - self.problems.total()
 
     @property
-    def truncated(self) -> dict[str, int]:
-        """Usable pairs of which a part was cut, by the part."""
-        return {
-            "prompt": self.prompts_truncated,
-            "chosen": self.chosen_truncated,
-            "rejected": self.rejected_truncated,
-        }
+    def counts(self) -> str:
+        """How many there are, such as ``8 pairs`` or ``8 responses (5 desirable, 3 not)``."""
+        if not self.labels:
+            return f"{self.usable} pairs"
+        good, bad = self.labels[True], self.labels[False]
+        return f"{self.usable} responses ({good} desirable, {bad} undesirable)"
 
     def notes(self) -> Iterator[str]:
-        """What else is to be told of usable pairs."""
+        """What else is to be told of usable rows."""
         if self.guarded:
             yield (
                 f"{self.guarded} special tokens in the text of messages are read as text: set "
@@ -100,14 +124,14 @@ class PreparationReport:
             )
         if self.left_out:
             yield (
-                f"the chat template leaves out text of {self.left_out} pairs, for example "
+                f"the chat template leaves out text of {self.left_out} rows, for example "
                 f"{self.left_out_example!r}: the model does not see it unless data.chat_template "
                 "renders it"
             )
         if self.shifted:
             yield (
                 f"the prompt's tokens do not begin those of prompt and response in {self.shifted} "
-                "pairs, so their responses start at the end of the shared tokens, for example "
+                "rows, so their responses start at the end of the shared tokens, for example "
                 f"{self.shifted_example}"
             )
 
@@ -141,7 +165,7 @@ class PreparationReport:
 
     def announce(self) -> None:
         """Tell what was cut, moved or dropped, as a warning if anything was."""
-        parts = [f"split {self.split!r}: {self.usable} pairs"]
+        parts = [f"split {self.split!r}: {self.counts}"]
         cut = [f"{count} {side}" for side, count in self.truncated.items() if count]
         if cut:
             parts.append("truncated: " + ", ".join(cut))

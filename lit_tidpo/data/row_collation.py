@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_tidpo.data.collation import PairCollator
+from lit_tidpo.data.collation import RowsCollator
 from lit_tidpo.data.examples import content_number
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
@@ -35,7 +35,9 @@ class RowCollator:
     ) -> None:
         self._tokenise = PairTokenizer(tokenizer, options or TokenizationOptions())
         pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-        self._collate = PairCollator(int(end) if pad is None else int(pad))
+        self._collate = RowsCollator(
+            int(end) if pad is None else int(pad), max_length=self._tokenise.options.max_length
+        )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> ResponseBatch:
         """Make a batch, in which equal rows have the same index.

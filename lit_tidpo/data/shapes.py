@@ -6,16 +6,24 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-from lit_tidpo.data.ranked import RowOptions, best_and_lower
+from lit_tidpo.data.ranked import RowOptions
+from lit_tidpo.data.readers import (
+    Row,
+    as_it_is,
+    from_alpaca,
+    from_labelled,
+    from_labelled_alpaca,
+    from_ranked,
+    from_sharegpt,
+)
 from lit_tidpo.data.turns import spoken
-from lit_tidpo.errors import InputError
-
-Row = Mapping[str, Any]
 
 NUMBERS = ("score_chosen", "score_rejected", "pair_weight")
 """Columns with a number for each row, of any shape."""
+
+PAIR, SINGLE = ("chosen", "rejected"), ("completion",)
+"""Names of the responses of a row: of a pair, and of a single one that has a label."""
 
 
 @dataclass(frozen=True)
@@ -26,16 +34,18 @@ class Shape:
         name: What it is called.
         columns: Alternatives of columns by which it is known.
         examples: Rows, by what they show.
-        pair: Brings a row, with its number and the options, to the columns ``prompt``, ``chosen``
-            and ``rejected``; tells what keeps it from being a pair, or nothing.
+        read: Brings a row, with its number and the options, to ``prompt`` and the columns of its
+            responses; tells what keeps it from being trained on, or nothing.
         more: Further columns that are read.
+        sides: The columns of its responses.
     """
 
     name: str
     columns: tuple[frozenset[str], ...]
     examples: Mapping[str, Row]
-    pair: Callable[[Row, int, RowOptions], tuple[Row, str]]
+    read: Callable[[Row, int, RowOptions], tuple[Row, str]]
     more: frozenset[str] = frozenset()
+    sides: tuple[str, ...] = PAIR
 
 
 @lru_cache
@@ -48,27 +58,20 @@ def shape_of(columns: frozenset[str]) -> Shape | None:
     """
     if columns >= {"prompt", "chosen", "rejected"}:
         return _PAIRS
-    fitting = (shape for shape in SHAPES if any(known <= columns for known in shape.columns))
+    fitting = (
+        shape
+        for shape in SHAPES
+        if any(known <= columns for known in shape.columns)
+        # A pair may have a label beside it.
+        and (shape.sides == PAIR or not columns >= set(PAIR))
+    )
     return next(fitting, None)
 
 
-def as_pair(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
-    """Bring a row of any shape to the columns ``prompt``, ``chosen`` and ``rejected``.
-
-    Args:
-        row: The row's fields.
-        number: Position of the row in its split, for messages.
-        options: How to read it where there is a choice.
-
-    Returns:
-        The row, and why it cannot be trained on; nothing if it can.
-
-    Raises:
-        InputError: If it is malformed, or holds no pair.
-    """
+def row_shape(row: Row) -> Shape:
+    """The shape of a row, by the columns that hold something where that tells."""
     given = frozenset(name for name, value in row.items() if value is not None)
-    shape = shape_of(given) or shape_of(frozenset(row)) or _PAIRS
-    return shape.pair(row, number, options)
+    return shape_of(given) or shape_of(frozenset(row)) or _PAIRS
 
 
 def describe_shapes() -> str:
@@ -81,51 +84,6 @@ def describe_shapes() -> str:
         for what, row in shape.examples.items():
             parts.append(f"{what}:\n\n```json\n{json.dumps(row, ensure_ascii=False)}\n```")
     return "\n\n".join(parts) + "\n"
-
-
-def _as_it_is(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
-    return row, ""
-
-
-def _from_sharegpt(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
-    sides = {side: spoken(row[side]) for side in ("chosen", "rejected")}
-    return {**row, "prompt": row["conversations"], **sides}, ""
-
-
-def _from_alpaca(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
-    if row.get("chosen") is not None and row.get("rejected") is not None:
-        outputs = [row["chosen"], row["rejected"]]
-    else:
-        outputs = row["output"]
-    if not (isinstance(outputs, list) and len(outputs) == 2):
-        raise InputError(
-            f"row {number}: field 'output' must be two responses, the better one first, where "
-            f"there is no 'chosen' and 'rejected'; got {outputs!r:.80}"
-        )
-    texts = [text for text in (row["instruction"], row.get("input")) if text]
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError(f"row {number}: 'instruction' and 'input' must be text; got {texts!r:.80}")
-    said = [each for pair in row.get("history") or [] for each in pair]
-    turns = [
-        {"role": ("user", "assistant")[place % 2], "content": text}
-        for place, text in enumerate([*said, "\n".join(texts)])
-    ]
-    chosen, rejected = map(spoken, outputs)
-    return {**row, "prompt": turns if texts else None, "chosen": chosen, "rejected": rejected}, ""
-
-
-def _from_ranked(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
-    chosen, rejected, problem = best_and_lower(row, number, options)
-    prompt = row["instruction"] if row.get("instruction") is not None else row.get("prompt")
-    sides = {"chosen": spoken(chosen), "rejected": spoken(rejected)}
-    return {**row, "prompt": prompt or None, **sides}, problem
-
-
-def _refused(row: Row, number: int, options: RowOptions) -> tuple[Row, str]:
-    raise InputError(
-        f"row {number}: single responses with a 'label' are no pairs: put a good and a bad "
-        "response to the same prompt into one row, as 'chosen' and 'rejected'"
-    )
 
 
 _Q, _GOOD, _BAD = "Is 7 prime?", "Yes: only 1 and 7 divide it.", "No."
@@ -175,7 +133,7 @@ _PAIRS = Shape(
             "score_chosen": 1.0, "score_rejected": -1.0, "pair_weight": 0.5,
         },
     },
-    _as_it_is,
+    as_it_is,
     frozenset(
         {
             *("prompt", "system", "tools"),
@@ -184,7 +142,38 @@ _PAIRS = Shape(
     ),
 )  # fmt: skip
 
+_BESIDE_SINGLE = ("completion_weights", "completion_spans", "system", "tools")
+
 SHAPES = (
+    Shape(
+        "labelled alpaca",
+        (frozenset({"instruction", "output", "label"}),),
+        {
+            "an output that is desirable or not (LLaMA-Factory's `kto_tag` by `data.columns`)": {
+                "instruction": _Q, "output": _GOOD, "label": True,
+            }
+        },
+        from_labelled_alpaca,
+        frozenset({"input", "history", *_BESIDE_SINGLE}),
+        SINGLE,
+    ),
+    Shape(
+        "labelled",
+        tuple(
+            frozenset({name, "label"}) for name in ("completion", "messages", "conversations")
+        ),
+        {
+            "a response that is desirable or not, as text or messages (TRL's unpaired rows)": {
+                "prompt": f"{_Q} ", "completion": _BAD, "label": False,
+            },
+            "a conversation whose last turn is the response": {
+                "messages": [*_ASKED, *_ANSWERS["chosen"]], "label": True,
+            },
+        },
+        from_labelled,
+        frozenset({"prompt", *_BESIDE_SINGLE}),
+        SINGLE,
+    ),
     Shape(
         "sharegpt",
         (frozenset({"conversations", "chosen", "rejected"}),),
@@ -195,7 +184,7 @@ SHAPES = (
                 "rejected": {"from": "gpt", "value": _BAD},
             }
         },
-        _from_sharegpt,
+        from_sharegpt,
         frozenset({"system", "tools"}),
     ),
     Shape(
@@ -210,7 +199,7 @@ SHAPES = (
             },
             "the better one of two outputs first": {"instruction": _Q, "output": [_GOOD, _BAD]},
         },
-        _from_alpaca,
+        from_alpaca,
         frozenset({"input", "history", "system", "tools"}),
     ),
     Shape(
@@ -229,22 +218,10 @@ SHAPES = (
                 "prompt": _Q, "completions": [_BAD, _GOOD], "scores": [0.1, 0.9],
             },
         },
-        _from_ranked,
+        from_ranked,
         frozenset({"scores", "system", "tools"}),
     ),
     _PAIRS,
-    Shape(
-        "labelled",
-        tuple(
-            frozenset({name, "label"}) for name in ("completion", "messages", "conversations")
-        ),
-        {
-            "single responses, which are no pairs: refused where pairs are wanted": {
-                "messages": [*_ASKED, *_ANSWERS["chosen"]], "label": True,
-            }
-        },
-        _refused,
-    ),
 )  # fmt: skip
 """All shapes; the first that fits counts."""
 

@@ -13,28 +13,27 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 
 
-def spans_of(row: Mapping[str, Any], side: str, number: int) -> list[Span] | None:
+def spans_of(row: Mapping[str, Any], response: Any, side: str, number: int) -> list[Span]:
     """Marked spans of a response, as start and end in the characters of its text.
 
     Args:
         row: The row's fields.
-        side: ``chosen`` or ``rejected``.
+        response: The response, as text or messages.
+        side: Its name, such as ``chosen``.
         number: Position of the row in its split, for messages.
 
     Returns:
-        The spans of the column ``SIDE_spans``; None if the row has neither side's.
+        The spans of the column ``SIDE_spans``.
 
     Raises:
         InputError: If the spans are none of the response, or it has weights, too.
     """
     name = f"{side}_spans"
-    if "chosen_spans" not in row and "rejected_spans" not in row:
-        return None
     if row.get(f"{side}_weights") is not None:
         raise InputError(
             f"row {number}: both '{side}_weights' and {name!r} weigh the tokens: drop one"
         )
-    text, spans = _text(row[side]), row.get(name)
+    text, spans = _text(response), row.get(name)
     if isinstance(spans, list) and all(
         isinstance(span, list)
         and [type(place) for place in span] == [int, int]

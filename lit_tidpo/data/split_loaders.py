@@ -6,18 +6,21 @@ import dataclasses
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, get_args
 
+from datasets import IterableDataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import cuda
 from torch.utils.data import DataLoader
 
-from lit_tidpo.data.collation import PairCollator
+from lit_tidpo.data.collation import RowsCollator
 from lit_tidpo.data.examples import PairDataset, PairStream
 from lit_tidpo.data.loaders import Position, ResumableLoader
 from lit_tidpo.data.mixing import MixedSource
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.sampling import ResumableSampler
+from lit_tidpo.data.shapes import PAIR, SINGLE, shape_of
 from lit_tidpo.data.splits import SplitSource
+from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.errors import InputError
 
@@ -57,6 +60,17 @@ class SplitLoaders(LightningDataModule, ABC):
     @abstractmethod
     def pair_tokenizer(self) -> PairTokenizer:
         """What turns rows into token ids."""
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the rows that were set up are pairs, rather than single responses."""
+        found = {_sides(rows) for rows in self._rows.values()}
+        if len(found) > 1:
+            raise InputError(
+                f"some of the splits {sorted(self._rows)} hold pairs, others single responses: "
+                "name splits of one kind"
+            )
+        return found != {SINGLE}
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -161,7 +175,11 @@ class SplitLoaders(LightningDataModule, ABC):
             sampler=sampler,
             drop_last=drop_last,
             num_workers=self.num_workers,
-            collate_fn=PairCollator(end if pad is None else pad, self.pad_to_multiple),
+            collate_fn=RowsCollator(
+                end if pad is None else pad,
+                self.pad_to_multiple,
+                self.pair_tokenizer.options.max_length,
+            ),
             pin_memory=cuda.is_available(),
         )
         loader.trainer = self.trainer if train else None
@@ -216,3 +234,12 @@ class SplitLoaders(LightningDataModule, ABC):
         """Number of shares of the data and the one of this process."""
         share = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return {"num_replicas": 1, "rank": 0} if share is None else share
+
+
+def _sides(rows: Any) -> tuple[str, ...]:
+    """Names of the responses of a split, tokenised or a stream of raw rows."""
+    if not isinstance(rows, IterableDataset):
+        return sides_of(rows.column_names)
+    # A stream may not tell its columns before it is read.
+    shape = shape_of(frozenset(rows.column_names or next(iter(rows), {})))
+    return PAIR if shape is None else shape.sides

@@ -1,4 +1,4 @@
-"""Preference pairs to token ids."""
+"""Rows to token ids."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lit_tidpo.data.fields import row_numbers
 from lit_tidpo.data.guarding import Guard
 from lit_tidpo.data.ranked import RowOptions
 from lit_tidpo.data.rendering import Renderer, SpecialTokens, left_out
-from lit_tidpo.data.rows import PreferencePair, preference_pair
-from lit_tidpo.data.shapes import NUMBERS
+from lit_tidpo.data.rows import NormalRow, normal_row
 from lit_tidpo.data.spans import span_weights, spans_of, token_places
+from lit_tidpo.data.tokenised import blank_row
 from lit_tidpo.errors import InputError, check_choice
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class TokenizationOptions:
 
 
 class PairTokenizer:
-    """Turn a row of a data set into the ids of a prompt and its two responses.
+    """Turn a row of a data set into the ids of a prompt and its responses.
 
     The ids of ``prompt + response`` are those of the joined text, so no token is split at the
     boundary. Where the prompt's own ids do not begin the joined ones, both responses start where
@@ -106,7 +106,8 @@ class PairTokenizer:
             the responses' tokens or None, ``length`` (tokens of the longer of the two sequences),
             the responses' scores and the pair's weight or None,
             flags for what was cut or moved, ``index`` (``number``), and ``problem`` (empty, or why
-            the pair cannot be trained on; then there are no ids).
+            the pair cannot be trained on; then there are no ids). Of a single response there are
+            ``completion_ids`` and its ``label``.
 
         Raises:
             InputError: If the row has another shape, the template fails, or the supplied weights do
@@ -122,71 +123,87 @@ class PairTokenizer:
         Raises:
             InputError: As for one.
         """
-        pairs = [
-            preference_pair(row, number, self.options.rows)
+        found = [
+            normal_row(row, number, self.options.rows)
             for row, number in zip(rows, numbers, strict=True)
         ]
         texts = [
-            [] if pair.problem else self._renderer.texts(pair, number)
-            for pair, number in zip(pairs, numbers, strict=True)
+            [] if row.problem else self._renderer.texts(row, number)
+            for row, number in zip(found, numbers, strict=True)
         ]
         encoded = self._encoder.encode(texts)
         return [
             self._tokenised(*parts)
-            for parts in zip(rows, pairs, numbers, texts, encoded, strict=True)
+            for parts in zip(rows, found, numbers, texts, encoded, strict=True)
         ]
 
     def _tokenised(
         self,
-        row: Mapping[str, Any],
-        pair: PreferencePair,
+        given: Mapping[str, Any],
+        row: NormalRow,
         number: int,
         texts: list[str],
         encoded: list[list[int]],
     ) -> dict[str, Any]:
-        """Cut a pair's ids into prompt and responses of the lengths that they may have."""
-        if pair.problem:
-            return _row(number, pair.problem)
-        if not encoded:
-            return _row(number, "empty prompt")
+        """Cut a row's ids into prompt and responses of the lengths that they may have."""
+        sides = tuple(row.responses)
+        if row.problem or not encoded:
+            return blank_row(sides, number, row.problem or "empty prompt")
         prompt, *full = map(self._ends.begun, encoded)
-        chosen, rejected = (self._ends.ended(ids, isinstance(pair.prompt, str)) for ids in full)
-        boundary = min(_shared_prefix(prompt, chosen), _shared_prefix(prompt, rejected))
+        full = [self._ends.ended(ids, row.is_text) for ids in full]
+        boundary = min(_shared_prefix(prompt, ids) for ids in full)
         if boundary == 0:
-            return _row(number, "empty prompt")
-        shifted = boundary < len(prompt)
-        sides = {"chosen": chosen[boundary:], "rejected": rejected[boundary:]}
-        weights = {"chosen": pair.chosen_weights, "rejected": pair.rejected_weights}
-        for side, text, ids in zip(sides, texts[1:], (chosen, rejected), strict=True):
-            _check_weights(weights[side], len(sides[side]), side, number)
-            spans = spans_of(row, side, number)
-            if spans is not None:
-                if self._guard.count(text):
-                    raise InputError(f"row {number}: {_NO_PLACE}")
-                field = row[side] if isinstance(row[side], str) else getattr(pair, side)
-                places = token_places(self.tokenizer, text, self._ends.bos, len(ids), number)
-                weights[side] = span_weights(places, field, text, spans, number)[boundary:]
-
-        kept = self._cut_prompt(prompt[:boundary], max(map(len, sides.values())))
+            return blank_row(sides, number, "empty prompt")
+        weights = self._weights(given, row, number, texts[1:], full, boundary)
+        kept = self._cut_prompt(prompt[:boundary], max(map(len, full)) - boundary)
         budget = self.options.max_length - len(kept)
-        cut = {side: ids[:budget] for side, ids in sides.items()}
-        truncated = {side: len(ids) > budget for side, ids in sides.items()}
-        if cut["chosen"] == cut["rejected"]:
-            any_cut = any(truncated.values())
-            return _row(number, f"identical {'after truncation' if any_cut else 'responses'}")
-        return {
-            **_row(number),
-            **row_numbers(row, number),
+        cut = [ids[boundary : boundary + budget] for ids in full]
+        truncated = [len(ids) - boundary > budget for ids in full]
+        if len(cut) > 1 and cut[0] == cut[1]:
+            how = "after truncation" if any(truncated) else "responses"
+            return blank_row(sides, number, f"identical {how}")
+        found = {
+            **blank_row(sides, number),
+            **row_numbers(given, number),
             "prompt_ids": kept,
-            "length": len(kept) + max(map(len, cut.values())),
+            "length": len(kept) + max(map(len, cut)),
             "prompt_truncated": len(kept) < boundary,
-            "shifted": shifted,
-            "left_out": left_out(pair, [self._guard.unmark(text) for text in texts]),
+            "shifted": boundary < len(prompt),
+            "left_out": left_out(row, [self._guard.unmark(text) for text in texts]),
             "guarded": sum(map(self._guard.count, texts[1:])),
-            **{f"{side}_ids": ids for side, ids in cut.items()},
-            **{f"{side}_truncated": flag for side, flag in truncated.items()},
-            **{f"{side}_weights": values and values[:budget] for side, values in weights.items()},
         }
+        for side, ids, is_cut in zip(sides, cut, truncated, strict=True):
+            found[f"{side}_ids"] = ids
+            found[f"{side}_truncated"] = is_cut
+            found[f"{side}_weights"] = (own := weights[side]) and own[:budget]
+        if row.label is not None:
+            found["label"] = row.label
+        return found
+
+    def _weights(
+        self,
+        given: Mapping[str, Any],
+        row: NormalRow,
+        number: int,
+        texts: list[str],
+        full: list[list[int]],
+        boundary: int,
+    ) -> dict[str, list[float] | None]:
+        """Weights of the tokens of each response that the row gives, or its marked spans."""
+        weights = dict(row.weights)
+        marked = any(f"{side}_spans" in given for side in row.responses)
+        for (side, said), text, ids in zip(row.responses.items(), texts, full, strict=True):
+            _check_weights(weights[side], len(ids) - boundary, side, number)
+            if not marked:
+                continue
+            # Spans of text without a prompt of its own count from the start of the whole.
+            field = given[side] if isinstance(given.get(side), str) else said
+            spans = spans_of(given, field, side, number)
+            if self._guard.count(text):
+                raise InputError(f"row {number}: {_NO_PLACE}")
+            places = token_places(self.tokenizer, text, self._ends.bos, len(ids), number)
+            weights[side] = span_weights(places, field, text, spans, number)[boundary:]
+        return weights
 
     def _cut_prompt(self, prompt: list[int], longest_response: int) -> list[int]:
         """Cut the prompt from the left, only as far as the longer response needs."""
@@ -195,26 +212,6 @@ class PairTokenizer:
             return prompt
         bos = [token for token in prompt[:1] if token == self.tokenizer.bos_token_id]
         return bos + prompt[len(prompt) - room + len(bos) :]
-
-
-def _row(number: int, problem: str = "") -> dict[str, Any]:
-    return {
-        "prompt_ids": [],
-        "chosen_ids": [],
-        "rejected_ids": [],
-        "chosen_weights": None,
-        "rejected_weights": None,
-        **dict.fromkeys(NUMBERS),
-        "length": 0,
-        "prompt_truncated": False,
-        "chosen_truncated": False,
-        "rejected_truncated": False,
-        "shifted": False,
-        "left_out": "",
-        "guarded": 0,
-        "index": number,
-        "problem": problem,
-    }
 
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:

@@ -52,10 +52,12 @@ class HostRows(Rows):
     Attributes:
         index: Position of each group in its data set, ``[B]``.
         counted: False for a group that only fills up a distributed batch, ``[B]`` bool.
+        desirable: Whether each response is desirable, ``[N]`` bool, or None.
     """
 
     index: Tensor
     counted: Tensor
+    desirable: Tensor | None = None
 
 
 class Places:

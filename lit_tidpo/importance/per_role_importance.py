@@ -14,7 +14,8 @@ _BEST = ("chosen", "response_1")
 class PerRoleImportance(CombinedImportance):
     """One estimator for the chosen response, another one for the rejected.
 
-    In groups the best one, ``response_1``, is the chosen, and all others are rejected.
+    Where responses have labels, the desirable ones are the chosen. In other groups it is the best
+    one, ``response_1``.
 
     Args:
         chosen: Scores the chosen responses.
@@ -28,7 +29,9 @@ class PerRoleImportance(CombinedImportance):
     def scores(self, results: Results) -> Tensor:
         """Scores of each row by the estimator of its role, ``[N, T]``."""
         scores = checked_scores(self.rejected, results)
-        chosen = torch.zeros(len(scores), 1, dtype=torch.bool, device=scores.device)
-        for role in set(_BEST).intersection(results.batch.roles):
-            chosen[results.batch.rows(role)] = True
-        return torch.where(chosen, checked_scores(self.chosen, results), scores)
+        chosen = results.batch.labels
+        if chosen is None:
+            chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+            for role in set(_BEST).intersection(results.batch.roles):
+                chosen[results.batch.rows(role)] = True
+        return torch.where(chosen[:, None], checked_scores(self.chosen, results), scores)

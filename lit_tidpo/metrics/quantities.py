@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lit_tidpo.functional.importance import normalize_scores
 from lit_tidpo.functional.losses import sequence_sum
 from lit_tidpo.losses.base import LossComponent, LossContext
 from lit_tidpo.objective import ObjectiveValues
-from lit_tidpo.structures import Results
+from lit_tidpo.structures import ResponseBatch, Results
 
 _PER_ROLE = (
     "rewards/{}",
@@ -113,6 +113,33 @@ def _group_quantities(responses: Results, beta: float) -> dict[str, Tensor]:
             share = kept.sum((1, 2)) / pairs.clamp(min=1)
             values[f"{name}/accuracies"] = torch.where(pairs > 0, share, 0.5)
     return values
+
+
+def by_label(
+    quantities: Mapping[str, Tensor], batch: ResponseBatch
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Quantities of single labelled responses, once more for those of each label.
+
+    Args:
+        quantities: Of each prompt, by name; ``NAME/mean`` is also reported as ``NAME/chosen`` of
+            desirable and as ``NAME/rejected`` of undesirable responses.
+        batch: Their rows.
+
+    Yields:
+        Quantities by name, ``[B]`` each, and where they count, ``[B]`` bool: nothing for a label
+        that no counted response has, nor of pairs and groups.
+    """
+    known = batch.host.desirable
+    if batch.desirable is None or known is None or len(batch.roles) > 1:
+        return
+    for role, wanted in zip(PAIR, (True, False), strict=True):
+        own = {
+            name.replace("/mean", f"/{role}"): value
+            for name, value in quantities.items()
+            if name.endswith("/mean")
+        }
+        if bool((batch.host.counted & (known == wanted)).any()):
+            yield own, batch.counted & (batch.desirable == wanted)
 
 
 def _preferred(margin: Tensor) -> Tensor:

@@ -23,17 +23,16 @@ from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.policy import PolicyConfig
-from lit_tidpo.modules.callback_checks import check_callbacks
-from lit_tidpo.modules.learning_rate import LRSchedule
-from lit_tidpo.modules.learning_rate import rate_factor
-from lit_tidpo.modules.optimizer_settings import apply_settings
-from lit_tidpo.modules.optimizer_settings import kept_settings
-from lit_tidpo.modules.optimizer_settings import tell_of_lost_steps
-from lit_tidpo.modules.callback_checks import check_finders
-from lit_tidpo.modules.optimizer_settings import set_rate
+from lit_tidpo.modules.callback_checks import check_callbacks, check_finders
+from lit_tidpo.modules.learning_rate import LRSchedule, rate_factor
+from lit_tidpo.modules.optimizer_settings import (
+    apply_settings,
+    kept_settings,
+    set_rate,
+    tell_of_lost_steps,
+)
 from lit_tidpo.modules.rounding import round_stochastically
-from lit_tidpo.modules.runtime import check_weights
-from lit_tidpo.modules.runtime import data_share
+from lit_tidpo.modules.runtime import check_weights, data_share
 from lit_tidpo.modules.window import AccumulationWindow
 from lit_tidpo.plugins.configurations import without_secrets
 from lit_tidpo.plugins.hparams import as_plain_data

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ from lit_tidpo.functional.importance import Scale
 from lit_tidpo.importance.base import ImportanceEstimator, walk
 from lit_tidpo.importance.kept_weights import KeptWeights
 from lit_tidpo.losses.base import LossComponent
+from lit_tidpo.metrics.example_means import ExampleMeans
 from lit_tidpo.metrics.quantities import (
+    by_label,
     objective_quantities,
     preference_quantities,
     quantity_names,
@@ -333,6 +336,9 @@ class PreferenceModule(ReferencedModule):
     def setup(self, stage: str) -> None:
         """Check the strategy, and forget what an earlier fit kept; a checkpoint comes after."""
         super().setup(stage)
+        evaluates = stage == "fit" or self.evaluation == "objective"
+        if stage != "predict" and evaluates and not _is_paired(self.trainer):
+            self.objective.check_single_responses()
         if stage == "fit":
             for cache in self._caches.values():
                 cache.clear()
@@ -378,7 +384,7 @@ class PreferenceModule(ReferencedModule):
                 raise
             return self._leave_out(batch)
         quantities = objective_quantities(found, self._beta)
-        self.train_means.update(quantities, batch.counted)
+        self._count(self.train_means, quantities, batch)
         counted = batch.counted.to(found.loss)
         return self._window_loss(found.loss * counted, float(batch.host.counted.sum()))
 
@@ -401,6 +407,13 @@ class PreferenceModule(ReferencedModule):
             self.log("train/skipped_steps", float(self.skipped_steps))
         self._left_out = False
 
+    def _count(
+        self, means: ExampleMeans, quantities: dict[str, Tensor], batch: ResponseBatch
+    ) -> None:
+        means.update(quantities, batch.counted)
+        for own, counted in by_label(quantities, batch):
+            means.update(own, counted)
+
     # Evaluation
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:
@@ -417,7 +430,7 @@ class PreferenceModule(ReferencedModule):
                 rank_zero_warn(f"a batch is left out of the evaluation: {error}")
                 return
             quantities = objective_quantities(found, beta)
-        self.means.update(quantities, batch.counted)
+        self._count(self.means, quantities, batch)
 
     def on_predict_start(self) -> None:
         """Check that the estimator can score, whether or not a loss asks it to."""
@@ -454,3 +467,8 @@ class PreferenceModule(ReferencedModule):
                 states = [states[self.global_rank]]
             for state in states:
                 cache.update(state)
+
+
+def _is_paired(trainer: Trainer) -> bool:
+    """Whether the run's data hold pairs, as far as a data module tells."""
+    return bool(getattr(getattr(trainer, "datamodule", None), "is_paired", True))

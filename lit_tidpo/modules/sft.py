@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from lit_tidpo.errors import NonFiniteError
+from lit_tidpo.errors import InputError, NonFiniteError
 from lit_tidpo.functional.losses import sequence_sum
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import PolicyConfig
@@ -38,6 +38,15 @@ class SFTModule(PolicyModule):
         super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
         self._remember_arguments(locals())
         self._keep_means(["nats", "tokens"])
+
+    def setup(self, stage: str) -> None:
+        """Refuse data without chosen responses."""
+        super().setup(stage)
+        if not getattr(getattr(self.trainer, "datamodule", None), "is_paired", True):
+            raise InputError(
+                "sft trains on the chosen responses of pairs, but the data hold single responses "
+                "with a label: put a good and a bad one to the same prompt into one row"
+            )
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         """Mean negative log-prob of the batch's chosen tokens, in nats."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lit_tidpo.data import PreferenceDataModule
-from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.data.rows import normal_row
 from lit_tidpo.errors import InputError
 
 TEMPLATE = (
@@ -108,12 +108,12 @@ CHAT = {"prompt": [USER], "chosen": [says("b")], "rejected": [says("c")]}
 )
 def test_what_cannot_be_used_is_refused_by_name(row, words):
     with pytest.raises(InputError, match=f"row 4: .*{words}"):
-        preference_pair(row, 4)
+        normal_row(row, 4)
 
 
 @pytest.mark.parametrize("column", ["images", "system", "tools"])
 def test_empty_columns_count_for_nothing(column):
-    assert preference_pair({**TEXT, column: None}, 0) == preference_pair(TEXT, 0)
+    assert normal_row({**TEXT, column: None}, 0) == normal_row(TEXT, 0)
 
 
 def test_columns_that_are_not_used_are_named(write_rows, tokenizer_folder, caplog):

@@ -49,13 +49,13 @@ def test_lengths_are_uncut_and_cuts_are_counted(seen):
     """By hand: "a b " has 4 tokens, "c c c c" 7 with its end."""
     assert seen.lengths["prompt"] == [4, 4, 4, 1]
     assert seen.lengths["chosen"] == [8, 8, 2, 3]
-    assert seen.lengths["pair"] == [12, 12, 12, 4]
+    assert seen.lengths["longest"] == [12, 12, 12, 4]
     assert seen.report.truncated == {"prompt": 3, "chosen": 2, "rejected": 1}
 
 
 def test_the_first_rows_are_shown_as_the_model_sees_them(seen):
     # this tokenizer's decoder puts a space between tokens
-    assert seen.examples == {0: ("  b  ", "c   c   c", "d </s>")}
+    assert seen.examples == {0: {"prompt": "  b  ", "chosen": "c   c   c", "rejected": "d </s>"}}
     lines = list(seen.lines())
     assert lines[-3:] == [
         "row 0, prompt | response:",
@@ -85,7 +85,7 @@ def test_long_texts_and_many_rows_are_cut():
 def test_nothing_usable_is_no_failure():
     options = TokenizationOptions()
     found = overview([{**PAIR, "chosen": ""}], "x", PairTokenizer(word_level("a"), options))
-    assert list(found.lines())[1:] == ["usable pairs: 0", "  1 empty response: row 0"]
+    assert list(found.lines())[1:] == ["usable: 0 pairs", "  1 empty response: row 0"]
 
 
 def test_the_command(write_rows, tokenizer_folder, capsys):
@@ -97,7 +97,7 @@ def test_the_command(write_rows, tokenizer_folder, capsys):
     assert r"'<s>Q' | 'a\x1b[2J</s>'" in shown
     both = json.dumps([{"source": source, "columns": {"prompt": "q"}}] * 2)
     main(["data", both, tokenizer_folder, "--show", "0"])
-    assert capsys.readouterr().out.count("usable pairs: 2") == 2
+    assert capsys.readouterr().out.count("usable: 2 pairs") == 2
     for words, message in (
         (["--split", "dev"], "no split 'dev'"),
         (["--show", "-1"], "show must be at least 0"),

@@ -132,14 +132,13 @@ def test_truncated_rows_are_reported(write_rows, gpt2_like):
     data = tokenised(write_rows, gpt2_like, rows, max_length=12)
     with pytest.warns(UserWarning, match="truncated: 1 prompt, 1 chosen"):
         _, report = usable_rows(data, "train", "raise", gpt2_like)
-    counts = (report.prompts_truncated, report.chosen_truncated, report.rejected_truncated)
-    assert counts == (1, 1, 0)
+    assert report.truncated == {"prompt": 1, "chosen": 1, "rejected": 0}
 
 
 def test_moved_boundaries_are_reported_with_their_text(write_rows, gpt2_like):
     rows = [*ROWS[:1], {"prompt": "The sky is bl", "chosen": "ue", "rejected": "ack"}]
     data = tokenised(write_rows, gpt2_like, rows)
-    with pytest.warns(UserWarning, match=r"in 1 pairs, .* for example 'The sky is' \| ' blue"):
+    with pytest.warns(UserWarning, match=r"in 1 rows, .* for example 'The sky is' \| ' blue"):
         _, report = usable_rows(data, "train", "raise", gpt2_like)
     assert report.shifted == 1
 

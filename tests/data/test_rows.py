@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lit_tidpo.data.fields import row_numbers
-from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.data.rows import normal_row
 from lit_tidpo.errors import InputError
 
 
@@ -20,8 +20,8 @@ def assistant(text):
 
 
 def parts(row):
-    pair = preference_pair(row, 0)
-    return pair.prompt, pair.chosen, pair.rejected
+    pair = normal_row(row, 0)
+    return pair.prompt, pair.responses["chosen"], pair.responses["rejected"]
 
 
 def test_explicit_text_is_left_alone():
@@ -90,7 +90,7 @@ def test_rejected_that_does_not_start_with_the_prompt_is_a_problem():
         "chosen": "\n\nHuman: hi\n\nAssistant: a",
         "rejected": "\n\nHuman: ho\n\nAssistant: b",
     }
-    assert preference_pair(row, 0).problem == "different prompts"
+    assert normal_row(row, 0).problem == "different prompts"
 
 
 def test_dialogues_that_part_before_the_last_turn_are_a_problem():
@@ -99,7 +99,7 @@ def test_dialogues_that_part_before_the_last_turn_are_a_problem():
         "chosen": f"{start} a\n\nHuman: go on\n\nAssistant: c",
         "rejected": f"{start} b\n\nHuman: go on\n\nAssistant: d",
     }
-    assert preference_pair(row, 0).problem == "more than one turn in a response"
+    assert normal_row(row, 0).problem == "more than one turn in a response"
 
 
 def test_conversations_that_part_before_the_last_turn_are_a_problem():
@@ -107,12 +107,12 @@ def test_conversations_that_part_before_the_last_turn_are_a_problem():
         "chosen": [user("Q"), assistant("a"), user("R"), assistant("c")],
         "rejected": [user("Q"), assistant("b"), user("R"), assistant("d")],
     }
-    assert preference_pair(row, 0).problem == "more than one turn in a response"
+    assert normal_row(row, 0).problem == "more than one turn in a response"
 
 
 def test_conversations_with_different_prompts_are_a_problem():
     row = {"chosen": [user("Q"), assistant("a")], "rejected": [user("R"), assistant("b")]}
-    assert preference_pair(row, 0).problem == "different prompts"
+    assert normal_row(row, 0).problem == "different prompts"
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_unusable_pairs_have_a_problem(chosen, rejected, problem):
         "rejected": [user("Q"), assistant(rejected)],
     }
     for row in (text, chat, whole):
-        assert preference_pair(row, 0).problem == problem
+        assert normal_row(row, 0).problem == problem
 
 
 def test_identical_implicit_texts():
-    assert preference_pair({"chosen": "a b", "rejected": "a b"}, 0).problem == "identical responses"
+    assert normal_row({"chosen": "a b", "rejected": "a b"}, 0).problem == "identical responses"
 
 
 @pytest.mark.parametrize(
@@ -160,23 +160,23 @@ def test_identical_implicit_texts():
 )
 def test_malformed_rows_name_row_field_and_value(row, message):
     with pytest.raises(InputError, match=message):
-        preference_pair(row, 7)
+        normal_row(row, 7)
 
 
 def test_weights_are_carried_along():
     row = {"chosen": "x a", "rejected": "x b", "chosen_weights": [1, 2], "rejected_weights": [0.5]}
-    pair = preference_pair(row, 0)
-    assert (pair.chosen_weights, pair.rejected_weights) == ([1.0, 2.0], [0.5])
+    pair = normal_row(row, 0)
+    assert pair.weights == {"chosen": [1.0, 2.0], "rejected": [0.5]}
 
 
 @pytest.mark.parametrize("prompt", [None, "", " \n"])
 def test_a_prompt_that_is_there_but_empty_is_a_problem(prompt):
     """Not an implicit one: the other rows have theirs."""
-    pair = preference_pair({"prompt": prompt, "chosen": "It is 4.", "rejected": "It is 5."}, 0)
+    pair = normal_row({"prompt": prompt, "chosen": "It is 4.", "rejected": "It is 5."}, 0)
     assert pair.problem == "empty prompt"
     answers = [[{"role": "assistant", "content": text}] for text in ("4", "5")]
     row = {"prompt": None, "chosen": answers[0], "rejected": answers[1]}
-    assert preference_pair(row, 0).problem == "empty prompt"
+    assert normal_row(row, 0).problem == "empty prompt"
 
 
 def test_a_null_prompt_beside_whole_conversations_is_none():
@@ -185,13 +185,13 @@ def test_a_null_prompt_beside_whole_conversations_is_none():
         for text in ("4", "5")
     ]
     row = {"prompt": None, "chosen": turns[0], "rejected": turns[1]}
-    assert preference_pair(row, 0).problem == ""
+    assert normal_row(row, 0).problem == ""
 
 
 def test_a_prompt_that_both_responses_repeat_is_a_problem():
     row = {"prompt": "Q: 2+2\nA:", "chosen": "Q: 2+2\nA: 4", "rejected": "Q: 2+2\nA: 5"}
-    assert preference_pair(row, 0).problem == "prompt repeated in both responses"
-    assert preference_pair({**row, "rejected": " 5"}, 0).problem == ""
+    assert normal_row(row, 0).problem == "prompt repeated in both responses"
+    assert normal_row({**row, "rejected": " 5"}, 0).problem == ""
 
 
 def test_the_numbers_of_a_row_are_read_where_there_are_any():

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from lit_tidpo.data.ranked import RowOptions
-from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.data.rows import normal_row
 from lit_tidpo.data.shapes import COLUMNS, SHAPES, shape_of
 from lit_tidpo.errors import InputError
 
@@ -21,22 +21,56 @@ EXAMPLES = [
 
 
 def parts(row, **options):
-    pair = preference_pair(row, 0, RowOptions(**options))
-    return pair.prompt, pair.chosen, pair.rejected
+    pair = normal_row(row, 0, RowOptions(**options))
+    return pair.prompt, pair.responses["chosen"], pair.responses["rejected"]
 
 
 @pytest.mark.parametrize(("shape", "row"), EXAMPLES)
 def test_each_example_is_read_as_the_shape_that_it_shows(shape, row):
     assert shape_of(frozenset(row)) is shape
     assert set(row) <= COLUMNS
-    if shape.name == "labelled":
-        with pytest.raises(InputError, match="row 3: single responses with a 'label' are no pairs"):
-            preference_pair(row, 3)
-    else:
-        pair = preference_pair(row, 0)
-        assert pair.problem == ""
-        assert pair.prompt
-        assert pair.chosen != pair.rejected
+    found = normal_row(row, 0)
+    assert found.problem == ""
+    assert found.prompt
+    assert tuple(found.responses) == shape.sides
+    assert len({str(response) for response in found.responses.values()}) == len(shape.sides)
+    assert found.label == row.get("label")
+
+
+GOOD = {"prompt": "Q", "completion": "a", "label": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"prompt": ""}, "empty prompt"),
+        ({"prompt": None}, "empty prompt"),
+        ({"completion": " "}, "empty response"),
+        ({"completion": "Q a"}, "prompt repeated in the response"),
+        ({"completion": [{"role": "user", "content": "b"}]}, "more than one turn in a response"),
+    ],
+)
+def test_single_responses_that_cannot_be_trained_on(change, problem):
+    assert normal_row({**GOOD, **change}, 0).problem == problem
+
+
+@pytest.mark.parametrize("label", [None, 2, "yes", 0.5, [True]])
+def test_a_label_is_true_or_false(label):
+    with pytest.raises(InputError, match=r"row 3: 'label' tells whether.*expected true or false"):
+        normal_row({**GOOD, "label": label}, 3)
+
+
+def test_a_row_with_both_a_pair_and_a_label_is_a_pair():
+    row = {"prompt": "Q", "chosen": "a", "rejected": "b", "label": True, "completion": "c"}
+    assert tuple(normal_row(row, 0).responses) == ("chosen", "rejected")
+
+
+def test_a_kto_row_of_llama_factory():
+    row = {"instruction": "Add.", "input": "2+2", "output": "4", "label": 1}
+    found = normal_row(row, 0)
+    assert found.prompt == [{"role": "user", "content": "Add.\n2+2"}]
+    assert found.responses == {"completion": [{"role": "assistant", "content": "4"}]}
+    assert found.label is True
 
 
 def test_sharegpt_as_found_in_public():
@@ -110,8 +144,10 @@ def test_the_best_completion_stands_against_a_lower_one(options, chosen, rejecte
 
 
 def test_a_random_lower_completion_is_the_same_in_every_run_and_each_comes():
-    picked = [preference_pair(RANKED, number).rejected[0]["content"] for number in range(300)]
-    assert picked == [preference_pair(RANKED, n).rejected[0]["content"] for n in range(300)]
+    picked = [
+        normal_row(RANKED, number).responses["rejected"][0]["content"] for number in range(300)
+    ]
+    assert picked == [normal_row(RANKED, n).responses["rejected"][0]["content"] for n in range(300)]
     counts = Counter(picked)
     assert set(counts) == {"one", "two", "seven"}
     assert min(counts.values()) > 60
@@ -120,11 +156,11 @@ def test_a_random_lower_completion_is_the_same_in_every_run_and_each_comes():
 @pytest.mark.parametrize("scores", [[1, 1], [1], []])
 def test_completions_without_a_lower_one_are_a_problem(scores):
     row = {"prompt": "Q", "completions": ["a", "b"][: len(scores)], "scores": scores}
-    assert preference_pair(row, 0).problem == "no completion with a lower score"
+    assert normal_row(row, 0).problem == "no completion with a lower score"
 
 
 def test_an_empty_instruction_is_a_problem():
-    assert preference_pair({**RANKED, "instruction": ""}, 0).problem == "empty prompt"
+    assert normal_row({**RANKED, "instruction": ""}, 0).problem == "empty prompt"
 
 
 @pytest.mark.parametrize(
@@ -152,16 +188,16 @@ def test_an_empty_instruction_is_a_problem():
             },
             "turn 0: the value of a 'function_call' is no JSON",
         ),
-        ({"prompt": "Q", "completion": "a", "label": True}, "with a 'label' are no pairs"),
+        ({"messages": "Q", "label": True}, "'messages' must be a list of turns"),
     ],
 )
 def test_malformed_rows_are_told_by_number(row, words):
     with pytest.raises(InputError, match=f"row 5: .*{words}"):
-        preference_pair(row, 5)
+        normal_row(row, 5)
 
 
 def test_scores_that_are_not_there_are_named():
     with pytest.raises(InputError, match="one of \\('gold',\\)"):
-        preference_pair(RANKED, 0, RowOptions(score="gold"))
+        normal_row(RANKED, 0, RowOptions(score="gold"))
     with pytest.raises(InputError, match="against='best': expected one of"):
         RowOptions(against="best")
