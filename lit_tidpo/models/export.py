@@ -157,8 +157,8 @@ def _check_same(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype,
     limit = max(1e-3, 2e-4 * float(expected.abs().max())) if dtype == torch.float32 else 0.3
     if not error <= limit:
         raise InputError(
-            f"{by} changes the policy's log-probs by {error:.3g} nats (expected at most {limit:.3g}): "
-            "nothing was exported; load the checkpoint in Python and save the policy there"
+            f"{by} changes the policy's log-probs by {error:.3g} nats (expected at most "
+            f"{limit:.3g}): nothing was exported; load the checkpoint in Python and save the policy there"
         )
 
 
