@@ -158,7 +158,8 @@ def _check_same(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype,
     if not error <= limit:
         raise InputError(
             f"{by} changes the policy's log-probs by {error:.3g} nats (expected at most "
-            f"{limit:.3g}): nothing was exported; load the checkpoint in Python and save the policy there"
+            f"{limit:.3g}): nothing was exported; load the checkpoint in Python and save the "
+            "policy there"
         )
 
 

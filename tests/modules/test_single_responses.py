@@ -199,7 +199,7 @@ def test_importance_weighs_the_tokens_of_single_responses(model_folder, data):
     batch = next(iter(data.train_dataloader()))
     models = Models(tiny_policy(), {"reference": FrozenModel(tiny_policy(seed=1))})
     batch.input_ids %= models.policy.config.vocab_size
-    losses = {"plain": BCOLoss(), "weighted": BCOLoss(weighted=True)}
+    losses = {"plain": BCOLoss(beta=0.1), "weighted": BCOLoss(beta=0.1, weighted=True)}
     found = Objective(RandomImportance(), "mean", losses, {}).evaluate(models, batch)
     rows_, weights = found.context.responses, found.weights
     ratios = (rows_.log_ratios * weights).sum(-1)
