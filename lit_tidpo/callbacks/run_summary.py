@@ -43,7 +43,7 @@ def _amounts(trainer: Trainer, module: LightningModule) -> str:
     amounts = [f"{sum(each.numel() for each in trained):,} parameters"]
     dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
     if hasattr(dataset, "__len__"):
-        amounts.append(f"on {len(dataset):,} pairs")
+        amounts.append(f"on {len(dataset):,} rows")
     return " ".join([*amounts, f"in {trainer.global_step:,} steps"])
 
 

@@ -65,6 +65,11 @@ def audit_pairs(
         words = check_lexicon(json.loads(Path(lexicon).expanduser().read_text(encoding="utf-8")))
     subject = subject_of(model, reference)
     data = pairs_of(model, subject, pairs, batch_size, source, split, max_length)
+    if not data.is_paired:
+        raise InputError(
+            f"audit compares chosen and rejected responses, but {data.source.label!r} holds single "
+            "ones: take pairs as source"
+        )
     batches = islice(data.predict_dataloader(), -(-pairs // batch_size))
     found = Explainer(subject, importance).explain(batches)[:pairs]
     classes = class_weights(found, words, resamples, seed)

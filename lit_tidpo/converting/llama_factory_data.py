@@ -45,9 +45,6 @@ def convert_data(run: Conversion, folder: Path) -> None:
         run.tell("mix_strategy", "none", "weights in `data.source` draw rows in their shares")
     _splits(run)
     _lengths(run)
-    if run["stage"] == "kto":
-        why = "single responses with labels: make pairs of them, which the loss kto takes apart"
-        run.tell("dataset", "none", why)
 
 
 def _splits(run: Conversion) -> None:
@@ -125,11 +122,13 @@ def _columns(run: Conversion, name: str, info: Mapping[str, Any]) -> dict[str, s
     if formatting == "openai" or (
         tags and all(tags.get(k, _TURNS[k]) == v for k, v in _MESSAGES.items())
     ):
-        ours["messages"] = "prompt"  # chat messages
+        ours["messages"] = "prompt" if run["stage"] == "dpo" else "messages"  # of chats
     elif any(tags.get(key, value) != value for key, value in _TURNS.items()):
         run.tell("dataset", "none", f"{name}: tags {tags}: rename them to {_TURNS} in the data")
+    if run["stage"] == "kto":
+        ours["kto_tag"] = "label"
     for key in given:
-        if key not in ours and key not in ("response", "kto_tag"):
+        if key not in ours and key != "response":
             run.tell("dataset", "none", f"{name}: column {key!r} has no counterpart")
     return {
         ours[key]: column for key, column in given.items() if key in ours and column != ours[key]

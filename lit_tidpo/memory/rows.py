@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lit_tidpo.data.datamodule import PreferenceDataModule
+from lit_tidpo.errors import InputError
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.structures import ResponseBatch
 
@@ -53,8 +54,13 @@ def largest_batch(data: PreferenceDataModule) -> list[PairLengths]:
 
     Args:
         data: Not set up yet.
+
+    Raises:
+        InputError: If it holds no pairs.
     """
     data.setup("fit")
+    if not data.is_paired:
+        raise InputError("memory is estimated of pairs, but the data hold single responses")
     batches = map(_lengths, itertools.islice(data.train_dataloader(), _MOST_BATCHES))
     return max(batches, key=lambda pairs: sum(pair.tokens for pair in pairs))
 

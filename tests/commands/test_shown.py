@@ -45,7 +45,7 @@ def test_a_run_shows_its_values_and_what_to_type_next(run, tmp_path, capsys, cap
         assert float(value) == 0.0  # the policy is its reference
     assert "Tip" not in caplog.text
 
-    (told,) = re.findall(r"trained ([\d,]+) parameters on (\d+) pairs in (\d+) steps", caplog.text)
+    (told,) = re.findall(r"trained ([\d,]+) parameters on (\d+) rows in (\d+) steps", caplog.text)
     assert told[1:] == ("12", "4")
     commands = re.findall(r"next: lit-tidpo (.*)", caplog.text)
     assert [words.split()[0] for words in commands] == ["predict", "export"]

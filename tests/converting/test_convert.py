@@ -26,6 +26,11 @@ INFO = {
         "columns": {"messages": "talk", "chosen": "chosen", "rejected": "rejected"},
     },
     "alone": {"file_name": "alone.json"},
+    "labelled": {
+        "file_name": "labelled.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "talk", "kto_tag": "tag"},
+    },
     "hub": {"hf_hub_url": "a/b", "subset": "en", "ranking": True, "columns": {"prompt": "q"}},
 }
 
@@ -175,6 +180,12 @@ def test_losses_of_trl(given, expected):
 )
 def test_losses_of_llama_factory(folder, given, expected):
     assert [*losses(convert_llama_factory({**FACTORY, **given})).values()] == [expected]
+
+
+def test_a_column_of_labels_of_llama_factory(folder):
+    run = convert_llama_factory({**FACTORY, "stage": "kto", "dataset": "labelled"})
+    expected = {"conversations": "talk", "label": "tag"}
+    assert run.tree["data"]["columns"] == expected
 
 
 def test_data_sets_of_llama_factory(folder):

@@ -66,6 +66,17 @@ def test_the_first_rows_are_shown_as_the_model_sees_them(seen):
     assert "cut at max_length=8: 3 prompt, 2 chosen, 1 rejected" in lines
 
 
+def test_single_responses_are_counted_by_their_label():
+    good = {"prompt": "a ", "completion": "b", "label": True}
+    rows = [good, {**good, "completion": "c"}, {**good, "label": False}, good]
+    found = overview(rows, "x", PairTokenizer(word_level("a b c"), TokenizationOptions()), show=1)
+    lines = list(found.lines())
+    assert lines[1] == "usable: 4 responses (3 desirable, 1 undesirable)"
+    assert "  1 rows came before: row 3" in lines
+    assert "  1 rows came before with the other label: row 2" in lines
+    assert lines[-1] == "  desirable 'a  ' | 'b </s>'"
+
+
 def test_a_histogram_counts_every_value_once():
     values = [1, 2, 12, 13, 14, 30]
     lines = histogram(values)

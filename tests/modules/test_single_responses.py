@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +25,7 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.kto_loss import KTOLoss
 from lit_tidpo.losses.plackett_luce_loss import PlackettLuceLoss
 from lit_tidpo.losses.triplet_loss import TripletLoss
+from lit_tidpo.memory.rows import largest_batch
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.models.reference import FrozenModel
@@ -39,6 +43,7 @@ from .runs import (
     make_module,
     quiet_trainer,
 )
+from .single_response_run import run
 
 pytestmark = QUIET
 
@@ -239,3 +244,38 @@ def test_a_stream_trains_as_the_table_does(model_folder, source):
         quiet_trainer(max_steps=1, callbacks=[recorder]).fit(module, data)
         parameters.append(recorder.parameters[-1])
     assert_same(*parameters, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_step_of_two_processes_is_that_of_one(model_folder, source, tmp_path):
+    words = ["-m", "modules.single_response_run", model_folder, source, str(tmp_path / "found")]
+    folder = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, timeout=300, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    one = run(model_folder, source, devices=1)
+    assert one.metrics[-1].keys() >= {"train/rewards/chosen", "train/logps/rejected"}
+    for rank in (0, 1):
+        parameters, logged = torch.load(tmp_path / f"found.{rank}")
+        assert_same(parameters, one.parameters[-1], atol=1e-6)
+        assert_same(logged, one.metrics[-1], atol=3e-5)
+
+
+def test_memory_is_not_estimated_of_single_responses(data):
+    with pytest.raises(InputError, match="memory is estimated of pairs"):
+        largest_batch(data)
+
+
+def test_pairs_and_single_responses_are_kept_apart(model_folder, source, tmp_path):
+    pair = {"prompt": "Q", "chosen": " a", "rejected": " b"}
+    both = RowCollator(byte_tokenizer())
+    with pytest.raises(InputError, match="are pairs and single responses"):
+        both([pair, rows(1)[0]])
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair), encoding="utf-8")
+    sources = [{"source": str(tmp_path / "pairs.jsonl")}, {"source": source}]
+    with pytest.raises(InputError, match="hold pairs here, single responses there"):
+        make_data(sources, model_folder).setup("fit")
+    mixed = [{**pair, "completion": None, "label": None}, {**dict.fromkeys(pair), **rows(1)[0]}]
+    with pytest.raises(InputError, match="row 1 holds a single response with a label, others do"):
+        make_data(mixed, model_folder).prepare_data()
