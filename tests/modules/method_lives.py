@@ -1,7 +1,7 @@
 """The configuration of each method as a short life: fit, resume, validate, predict.
 
-``python -m modules.method_lives MODEL_FOLDER OTHER_FOLDER SOURCE RESULTS`` runs all on two
-processes, one after the other.
+``python -m modules.method_lives MODEL_FOLDER OTHER_FOLDER SOURCE RESULTS [NAMES...]`` runs all, or
+those named, on two processes, one after the other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
@@ -41,13 +42,19 @@ def _parser() -> PluginArgumentParser:
     return parser
 
 
-def module_of(config: Path, model_folder: str, other_folder: str) -> PreferenceModule:
-    """The module of a method's configuration, with a tiny policy."""
+@functools.cache
+def _settings(config: Path, model_folder: str, other_folder: str) -> Any:
     words = [f"--config={config}", f"--model.policy.path={model_folder}", *STEEP]
     if config.stem in FURTHER:
         words.append(f"--model.models.{FURTHER[config.stem]}.path={other_folder}")
     load_named_plugins(words)
-    module: PreferenceModule = _parser().instantiate_classes(_parser().parse_args(words)).model
+    return _parser().parse_args(words)
+
+
+def module_of(config: Path, model_folder: str, other_folder: str) -> PreferenceModule:
+    """The module of a method's configuration, with a tiny policy."""
+    settings = _settings(config, model_folder, other_folder).clone()
+    module: PreferenceModule = _parser().instantiate_classes(settings).model
     return module
 
 
@@ -90,12 +97,13 @@ def live(config, folders, source, root):
     }
 
 
-def main(model_folder, other_folder, source, results):
+def main(model_folder, other_folder, source, results, *names):
     torch.set_num_threads(1)
     folders = (model_folder, other_folder)
     lives = {
         config.stem: live(config, folders, source, Path(f"{results}-{config.stem}"))
         for config in METHODS
+        if not names or config.stem in names
     }
     torch.distributed.barrier()
     torch.save(lives, f"{results}.{os.environ['LOCAL_RANK']}")

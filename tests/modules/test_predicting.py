@@ -20,8 +20,12 @@ ROLES = ("chosen", "rejected")
 PARTS = '["surprisal", {"class_path": "entropy"}]'
 MODELS = '{"positive": {"prompt": "+"}, "negative": {"prompt": "-"}}'
 CONTRAST = '{"class_path": "contrast", "init_args": {"slope": -1.0}}'
+EAGER = "--model.policy.attn_implementation=eager"  # which hands attention out
 # What an estimator is given besides its name.
 GIVEN = {
+    "attention": [EAGER],
+    "attention_rollout": [EAGER],
+    "gradient_times_attention": [EAGER],
     "contrast": [f"--model.models={MODELS}"],
     "per_role": [
         f"--model.models={MODELS}",
@@ -34,7 +38,7 @@ GIVEN = {
     "top_k": ["--model.importance.share=0.5"],
     "integrated_gradients": ["--model.importance.steps=2"],
     "detector": ["--model.importance.path=builtin:detector"],
-    "judged_attention": ["--model.importance.tokenizer={model}"],
+    "judged_attention": [EAGER, "--model.importance.tokenizer={model}"],
     "stored": ["--model.importance.path={tokens}"],
     "rarity": ["--model.importance.path={tokens}"],
 }
@@ -64,7 +68,7 @@ def weighted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weighted")
     rows = [
         {**row, **{f"{role}_weights": [1.0, *[2.0] * len(row[role])] for role in ROLES}}
-        for row in pairs(3)
+        for row in pairs(5)
     ]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     for split in ("train", "validation"):
