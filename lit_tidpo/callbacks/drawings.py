@@ -57,6 +57,8 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
         axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
         axes.set_title(name, parse_math=False)
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.ticklabel_format(axis="y", useOffset=False)
     drawing = io.StringIO()
     figure.savefig(drawing, format="svg")
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]
@@ -81,7 +83,7 @@ def draw_pair(pair: ExplainedPair, title: str) -> Any:
         tokens = shown_tokens(response, pair)
         lines += _text(response.role, [(each.text, each.levels[0], each.edited) for each in tokens])
     figure = Figure(figsize=((_COLUMNS + 4) * _LETTER, (len(lines) + 1) * _LINE), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(len(lines) + 0.5, -0.5))
     axes.set_axis_off()
     for place, line in enumerate(lines):

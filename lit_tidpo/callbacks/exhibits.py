@@ -121,7 +121,7 @@ class _InLitLogger(Exhibits):
         self.logger.log_file(str(file))
 
 
-_KINDS: dict[type[Logger], type[Exhibits]] = {
+_KINDS: dict[type[Any], type[Exhibits]] = {  # LitLogger is none of Lightning's own Logger
     TensorBoardLogger: _InTensorBoard,
     WandbLogger: _InWandb,
     MLFlowLogger: _InMLFlow,
