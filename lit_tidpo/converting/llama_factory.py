@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_tidpo.converting.llama_factory_data import convert_data
-from lit_tidpo.converting.llama_factory_options import OPTIONS
+from lit_tidpo.converting.llama_factory_options import OPTIONS, PREF_LOSS
 from lit_tidpo.converting.options import Conversion
 from lit_tidpo.converting.training import convert_training
 from lit_tidpo.errors import InputError
@@ -146,6 +146,8 @@ def _preference(run: Conversion) -> tuple[str, dict[str, Any]]:
         raise InputError(f"pref_loss={kind!r}: expected one of {_LOSSES}")
     if smoothing and kind != "sigmoid":
         raise InputError("dpo_label_smoothing goes with pref_loss=sigmoid alone: leave it out")
+    if kind in ("hinge", "ipo"):
+        run.tell("pref_loss", "near", PREF_LOSS)
     if kind == "kto_pair":
         why = "takes kto, whose KL is of responses under other prompts, not of the pair's own"
         run.tell("pref_loss", "none", why)

@@ -15,7 +15,10 @@ _ALPACA = {"prompt": "instruction", "query": "input", "history": "history"}
 _COMMON = {name: name for name in ("chosen", "rejected", "system", "tools")}
 _TURNS = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
 _MESSAGES = {"role_tag": "role", "content_tag": "content", "user_tag": "user"}
-_TEMPLATE = "the tokenizer's own chat template is used: compare, or set `data.chat_template`"
+_TEMPLATE = (
+    "the tokenizer's own chat template is used, up to the end of each turn; what LLaMA-Factory's "
+    "puts behind that (a line feed) is trained there: compare, or set `data.chat_template`"
+)
 _FILE = "name the file and its shape in `data.source` and `data.columns`"
 
 

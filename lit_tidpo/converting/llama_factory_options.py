@@ -19,10 +19,15 @@ _MODEL_CODE = "take a model that has it in its own configuration"
 _TEMPLATE = "set `data.chat_template`"
 _MIX = "with weights in `data.source`, training rows are drawn in these shares"
 
+PREF_LOSS = (
+    "`hinge` and `ipo` are what they say; LLaMA-Factory 0.9.5 trains `sigmoid` in their place "
+    "under TRL 0.24"
+)
+
 _METHOD = [
     becomes("stage", "sft", "model.losses", why="`dpo` or `kto`"),
     becomes("finetuning_type", "lora", "model.policy.lora"),
-    becomes("pref_loss", "sigmoid", "model.losses"),
+    becomes("pref_loss", "sigmoid", "model.losses", why=PREF_LOSS),
     becomes("pref_beta", 0.1, "model.losses.*.beta", why="of `orpo` it is `alpha`"),
     becomes("pref_ftx", 0.0, "model.losses: sft", why="with this as its factor"),
     lacking("pref_bco_weight", 0.0, "add the loss `bco` to `model.losses`; its mean is of the run"),
