@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,18 @@ from lit_tidpo.cli import main
 from lit_tidpo.commands.schema import schema
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    """What the command prints for bash, in a file."""
+    pytest.importorskip("shtab")
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    file = tmp_path_factory.mktemp("completion") / "script"
+    with file.open("w") as stream, redirect_stdout(stream):
+        main(["completion", "bash"])
+    return file
 
 
 @pytest.mark.parametrize(
@@ -35,14 +48,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         (["schema", "pre"], {"predict"}),
     ],
 )
-def test_bash_completes(tmp_path, capsys, words, expected):
-    pytest.importorskip("shtab")
-    if shutil.which("bash") is None:
-        pytest.skip("needs bash")
-    main(["completion", "bash"])
-    (tmp_path / "script").write_text(capsys.readouterr().out)
+def test_bash_completes(script, words, expected):
     program = (
-        f"source {tmp_path / 'script'}; COMP_WORDS=(lit-tidpo {' '.join(words)}); "
+        f"source {script}; COMP_WORDS=(lit-tidpo {' '.join(words)}); "
         f"COMP_CWORD={len(words)}; _shtab_lit_tidpo lit-tidpo {words[-1]}; echo ${{COMPREPLY[@]}}"
     )
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
