@@ -18,6 +18,11 @@ from lit_tidpo.errors import InputError
 
 _FACTORY = ("llamafactory-cli", "lmf")
 _LAUNCHERS = ("trl", "python", "python3", "accelerate", "torchrun")
+_OF_LAUNCHERS = {
+    "__num_processes": "--num_processes",
+    "__nproc_per_node": "--num_processes",
+    "__config_file": "--accelerate_config",
+}
 _TYPICAL = (
     "expected a .yaml file, or a line that begins with trl, python, accelerate, torchrun, or "
 )
@@ -89,7 +94,7 @@ def _folder(file: Path, given: dict[str, object]) -> Path:
 
 
 def _behind_script(words: Sequence[str]) -> list[str]:
-    """Options behind ``trl dpo`` or a script; the number of processes of a launcher among them."""
+    """Options behind ``trl dpo`` or a script; processes and file of a launcher among them."""
     ends = [
         place
         for place, word in enumerate(words)
@@ -99,10 +104,11 @@ def _behind_script(words: Sequence[str]) -> list[str]:
         raise InputError(
             f"{' '.join(words[:2])}: expected `trl dpo` or a script that is called ...dpo.py"
         )
-    launched = [word.replace("nproc_per_node", "num_processes") for word in words[1 : ends[0]]]
-    kept = (
-        launched[launched.index("--num_processes") :][:2] if "--num_processes" in launched else []
-    )
+    kept: list[str] = []
+    launched = [part for word in words[1 : ends[0]] for part in word.split("=", 1)]
+    for place, word in enumerate(launched[:-1]):
+        if word.replace("-", "_") in _OF_LAUNCHERS:
+            kept += [_OF_LAUNCHERS[word.replace("-", "_")], launched[place + 1]]
     return [*kept, *words[ends[0] + 1 :]]
 
 

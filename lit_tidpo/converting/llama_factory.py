@@ -9,6 +9,8 @@ from typing import Any
 from lit_tidpo.converting.llama_factory_data import convert_data
 from lit_tidpo.converting.llama_factory_options import OPTIONS, PREF_LOSS
 from lit_tidpo.converting.options import Conversion
+from lit_tidpo.converting.quantising import quantise
+from lit_tidpo.converting.sharding import convert_sharding
 from lit_tidpo.converting.training import convert_training
 from lit_tidpo.errors import InputError
 
@@ -46,7 +48,10 @@ def convert_llama_factory(
     run.set("trainer.devices", 1)
     convert_training(run)
     _model(run)
+    _added_tokens(run)
+    _quantisation(run)
     _types(run)
+    convert_sharding(run)
     _losses(run)
     convert_data(run, folder)
     return run
@@ -93,6 +98,17 @@ def _lora(run: Conversion) -> dict[str, Any]:
         "use_rslora": run["use_rslora"],
         "use_dora": run["use_dora"],
     }
+
+
+def _added_tokens(run: Conversion) -> None:
+    if tokens := [*(run["add_tokens"] or []), *(run["add_special_tokens"] or [])]:
+        run.set("model.policy.added_tokens", tokens)
+
+
+def _quantisation(run: Conversion) -> None:
+    if run["quantization_bit"] is not None and run["quantization_method"] in ("bnb", "BNB"):
+        bits, kind = run["quantization_bit"], run["quantization_type"]
+        quantise(run, "quantization_bit", bits, kind, run["double_quantization"])
 
 
 def _types(run: Conversion) -> None:

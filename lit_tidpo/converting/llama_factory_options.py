@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from lit_tidpo.converting import quantising
 from lit_tidpo.converting.options import Option, becomes, by_name, idle, lacking, same
 from lit_tidpo.converting.training_options import TRAINING
 
-_QUANTISED = "weights are not quantised: take `model.policy.dtype: bfloat16` with LoRA"
 _KERNELS = "speed or memory alone: `model.logits_at_once` and `model.policy.compile_layers`"
 _OPTIMIZERS = "name an optimizer of yours as `model.optimizer`, or take `model.policy.lora`"
 _ADAPTERS = "adapters are LoRA's here: take `finetuning_type: lora`"
-_VOCABULARY = "add tokens to model and tokenizer first, and save both as `model_name_or_path`"
+_ROWS = "their rows start as the mean of the others, and are trained beside adapters, too"
 _MEDIA = "text alone is trained on"
 _OTHER_STAGE = "of another stage"
 _INFERENCE = "of inference, or of another command"
@@ -44,7 +44,7 @@ _METHOD = [
     ),
     becomes("ref_model", None, "model.reference", kind=str),
     lacking("ref_model_adapters", None, "merge them: `lit-tidpo export`"),
-    lacking("ref_model_quantization_bit", None, _QUANTISED),
+    lacking("ref_model_quantization_bit", None, "a reference of its own is not quantised"),
     becomes("lora_rank", 8, "model.policy.lora.r"),
     becomes("lora_alpha", None, "model.policy.lora.alpha", kind=int),
     becomes("lora_dropout", 0.0, "model.policy.lora.dropout"),
@@ -141,21 +141,29 @@ _MODEL = [
     becomes("train_from_scratch", False, "model.policy.init"),
     becomes("disable_gradient_checkpointing", False, "model.policy.activation_checkpointing"),
     lacking("moe_aux_loss_coef", None, "the loss `router`, whose factor is the model's own"),
-    lacking("quantization_bit", None, _QUANTISED, kind=int),
+    becomes("quantization_bit", None, "model.policy.quantization", kind=int),
+    lacking("quantization_method", "bnb", quantising.KEPT),
+    *idle("nf4", "4 bits are nf4", "quantization_type"),
+    *idle(True, quantising.SCALES, "double_quantization"),
     lacking("rope_scaling", None, _MODEL_CODE),
     lacking("shift_attn", False, _MODEL_CODE),
     lacking("mixture_of_depths", None, _MODEL_CODE),
-    lacking("resize_vocab", False, _VOCABULARY),
-    lacking("add_tokens", None, _VOCABULARY),
-    lacking("add_special_tokens", None, _VOCABULARY),
-    lacking("new_special_tokens_config", None, _VOCABULARY),
+    becomes("add_tokens", None, "model.policy.added_tokens", _ROWS, kind=list),
+    becomes(
+        "add_special_tokens",
+        None,
+        "model.policy.added_tokens",
+        f"as tokens like others, which decoding keeps; {_ROWS}",
+        kind=list,
+    ),
+    lacking("new_special_tokens_config", None, f"name the tokens as `add_tokens`: {_ROWS}"),
+    *idle(False, "embeddings get rows where tokens are added", "resize_vocab"),
     lacking("use_kt", False, _MODEL_CODE),
     lacking("upcast_layernorm", False, "set `model.policy.dtype: float32`"),
     *idle(None, _KERNELS, "enable_liger_kernel", "use_unsloth", "use_unsloth_gc"),
     *idle(None, _KERNELS, "use_reentrant_gc", "low_cpu_mem_usage", "use_fast_tokenizer"),
     *idle(None, "log-probs are computed in fp32", "upcast_lmhead_output"),
-    *idle(None, "of quantised weights alone", "quantization_method", "quantization_type"),
-    *idle(None, "of quantised weights alone", "double_quantization", "quantization_device_map"),
+    *idle(None, "a device holds a whole model, or strategies share it", "quantization_device_map"),
     *idle(None, "of what asks for it", "init_special_tokens", "print_param_status"),
     *idle(None, "the variable HF_TOKEN", "hf_hub_token", "ms_hub_token", "om_hub_token"),
     *idle(None, _INFERENCE, "infer_backend", "infer_dtype", "offload_folder", "use_kv_cache"),

@@ -11,7 +11,7 @@ _METRICS = "metrics are those of this package, over whole validation splits"
 _HUB = "nothing is uploaded: `lit-tidpo export`, then `hf upload`"
 _LOADING = "loaders stay in order and keep their workers as torch does"
 _DDP = "strategies find out what DDP needs; `trainer.strategy` takes one with other settings"
-_SHARD = "`--config configs/strategies/fsdp2.yaml --trainer.devices N` shards a model"
+_MESH = "`--config configs/strategies/fsdp2_tensor_parallel.yaml --trainer.devices N`"
 _RESUME = "give `--run NAME --resume`; checkpoints of transformers are not read: start from one as "
 _RATIO = "a share of the run is taken of the steps, which need `max_steps`, or `--rows` here"
 _BEST = "`--ckpt_path best` takes the checkpoint with the best one; nothing is loaded at the end"
@@ -83,10 +83,15 @@ TRAINING = by_name(
         lacking("bf16_full_eval", False, "validation has the precision of training"),
         lacking("fp16_full_eval", False, "validation has the precision of training"),
         lacking("accelerator_config", None, "shuffling and splitting are the data's here"),
-        lacking("parallelism_config", None, _SHARD),
-        lacking("fsdp", None, _SHARD),
-        lacking("fsdp_config", None, _SHARD),
-        lacking("deepspeed", None, _SHARD),
+        lacking("parallelism_config", None, _MESH),
+        becomes("fsdp", None, "trainer.strategy", why="FSDP2"),
+        becomes(
+            "fsdp_config",
+            None,
+            "model.policy.activation_checkpointing",
+            "layers are those that transformers keeps whole",
+        ),
+        becomes("deepspeed", None, "trainer.strategy", why="by the stage in its file"),
         lacking("resume_from_checkpoint", None, f"{_RESUME}`model.policy.path`"),
         lacking("push_to_hub", False, _HUB),
         lacking("debug", "", "`lit-tidpo --debug` shows where errors come from"),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_tidpo.converting.options import Conversion
+from lit_tidpo.converting.quantising import quantise
+from lit_tidpo.converting.sharding import convert_sharding, merge_accelerate
 from lit_tidpo.converting.training import convert_training
 from lit_tidpo.converting.trl_losses import convert_losses
 from lit_tidpo.converting.trl_options import OPTIONS
@@ -39,6 +41,8 @@ def convert_trl(given: Mapping[str, Any], rows: int | None = None) -> Conversion
     run.set("trainer.devices", run["num_processes"])
     convert_training(run)
     _model(run)
+    _quantisation(run)
+    convert_sharding(run)
     convert_losses(run)
     _data(run)
     return run
@@ -54,6 +58,7 @@ def _merge(run: Conversion) -> None:
             run.given[_INITIAL.get(name, name.removeprefix("torch_"))] = value
         else:
             run.tell("model_init_kwargs", "none", f"{name}: `model.policy` has no such option")
+    merge_accelerate(run)
     if run["bf16"] is None:
         run.given["bf16"] = not run["fp16"]
 
@@ -92,6 +97,16 @@ def _model(run: Conversion) -> None:
         }
         moving = {"class_path": _CALLBACKS, "init_args": moves}
         run.tree["trainer"]["callbacks"].append(moving)
+
+
+def _quantisation(run: Conversion) -> None:
+    kind, nested = run["bnb_4bit_quant_type"], run["use_bnb_nested_quant"]
+    if run["load_in_4bit"] and run["load_in_8bit"]:
+        raise InputError("load_in_4bit and load_in_8bit are both true: expected one of them")
+    if run["load_in_4bit"]:
+        quantise(run, "load_in_4bit", 4, kind, nested)
+    if run["load_in_8bit"]:
+        quantise(run, "load_in_8bit", 8, kind, nested)
 
 
 def _lora(run: Conversion) -> dict[str, Any]:

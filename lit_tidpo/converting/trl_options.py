@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from lit_tidpo.converting import quantising
 from lit_tidpo.converting.options import Option, becomes, by_name, idle, lacking, same
 from lit_tidpo.converting.training_options import TRAINING
 
-_QUANTISED = "weights are not quantised: take `model.policy.dtype: bfloat16` with LoRA"
 _OLDER = "of older releases; prompts and responses share `max_length`"
 _NLL = "the mean over the tokens of each response, not of the batch"
 
@@ -86,18 +86,20 @@ _MODEL = [
     becomes("use_dora", False, "model.policy.lora.use_dora"),
     lacking("lora_target_parameters", None, "name modules as `lora_target_modules`", kind=list),
     becomes("lora_task_type", "CAUSAL_LM", "model.policy.lora"),
-    lacking("load_in_8bit", False, _QUANTISED),
-    lacking("load_in_4bit", False, _QUANTISED),
-    *idle("nf4", "of quantised weights alone", "bnb_4bit_quant_type", "bnb_4bit_quant_storage"),
-    *idle(False, "of quantised weights alone", "use_bnb_nested_quant"),
+    becomes("load_in_8bit", False, "model.policy.quantization", quantising.EIGHT),
+    becomes("load_in_4bit", False, "model.policy.quantization"),
+    *idle("nf4", "4 bits are nf4", "bnb_4bit_quant_type"),
+    *idle(False, quantising.SCALES, "use_bnb_nested_quant"),
+    *idle("uint8", "how weights of 4 bits are kept is the library's", "bnb_4bit_quant_storage"),
 ]
 _COMMAND = [
     becomes("num_processes", 1, "trainer.devices", why="of accelerate"),
-    lacking(
+    becomes(
         "accelerate_config",
         None,
-        "its processes as `num_processes` or `trainer.devices`, "
-        "its sharding as `--config configs/strategies/fsdp2.yaml`",
+        "trainer.strategy",
+        why="with its processes as `trainer.devices`; also as `--config_file` of accelerate",
+        kind=str,
     ),
     lacking("env", None, "set these variables in the shell", kind=dict),
 ]

@@ -217,8 +217,8 @@ def test_the_warm_up_in_steps(given, rows, expected):
     "given",
     [
         {"warmup_ratio": 0.1},
-        {"load_in_4bit": True},
-        {"deepspeed": "zero3.json"},
+        {"load_in_4bit": True},  # without LoRA
+        {"deepspeed": "zero3.json"},  # which is not there
         {"lr_scheduler_type": "polynomial"},
         {"optim": "galore_adamw"},
         {"report_to": "trackio"},

@@ -14,14 +14,18 @@ BASE = {
 }
 # Another value than the default, where it is not one step away.
 OTHERS = {
+    "accelerate_config": "zero2",
     "attn_implementation": "sdpa",
     "bf16": False,
     "datasets": [{"path": "z"}],
+    "deepspeed": {"zero_optimization": {"stage": 2}},
     "dtype": "bfloat16",
     "eval_steps": 5,
     "eval_strategy": "epoch",
     "evaluation_strategy": "epoch",
     "f_divergence_type": "js_divergence",
+    "fsdp": "full_shard",
+    "fsdp_config": {"activation_checkpointing": True},
     "logging_steps": 7,
     "loss_type": "hinge",
     "loss_weights": [2.0],
@@ -46,6 +50,7 @@ WITH = {
     "evaluation_strategy": {"eval_strategy": None},
     "f_alpha_divergence_coef": {"f_divergence_type": "alpha_divergence"},
     "fp16": {"bf16": False},
+    "fsdp_config": {"fsdp": "full_shard", "gradient_checkpointing": False},
     "greater_is_better": BEST,
     "label_smoothing": {"loss_type": "robust"},
     "lora_dropout": {"disable_dropout": False},
