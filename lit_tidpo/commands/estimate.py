@@ -12,6 +12,7 @@ import torch
 
 from lit_tidpo.commands.training import TidpoCLI
 from lit_tidpo.data.datamodule import PreferenceDataModule
+from lit_tidpo.devices.placement import default_device
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.memory.estimate import Estimator
 from lit_tidpo.memory.rows import PairLengths, largest_batch
@@ -89,8 +90,7 @@ class _Estimate:
         else:
             with explained("the data cannot be read: give the lengths of rows as --tokens"):
                 pairs = largest_batch(datamodule)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        steps = DrySteps(model, self.precision, self.accumulated, device)
+        steps = DrySteps(model, self.precision, self.accumulated, default_device())
         estimator = Estimator(steps, self.strategy, self.devices)
         self._print(estimator, pairs)
 

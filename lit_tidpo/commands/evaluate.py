@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import auto_cli
 
+from lit_tidpo.devices.placement import default_device
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.export import export_checkpoint, policy_config, read_checkpoint
 from lit_tidpo.models.loading import build_policy
@@ -80,7 +80,7 @@ def evaluate(
     for which, config in _models(model, base):
         policy: Any = build_policy(config)
         tokenizer = policy_tokenizer(config)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = default_device()
         with explained(f"the tasks {tasks} cannot be run"):
             found[which] = harness.simple_evaluate(
                 harness.models.huggingface.HFLM(

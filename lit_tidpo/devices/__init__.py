@@ -1,1 +1,1 @@
-"""What the host has to know so as not to wait for a device."""
+"""Where to compute, and what the host has to know so as not to wait for a device."""

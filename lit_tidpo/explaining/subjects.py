@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch.core.saving import _load_state
 from torch import nn
 
+from lit_tidpo.devices.placement import default_device
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.models.export import policy_config, read_checkpoint, saved_tokenizer
@@ -71,7 +72,7 @@ def subject_of(
         if path.suffix == ".ckpt"
         else _of_a_path(str(policy), reference)
     )
-    subject.module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    subject.module.to(default_device()).eval()
     return subject
 
 
@@ -105,7 +106,8 @@ def _of_a_checkpoint(path: Path, reference: str | None) -> Subject:
     data = dict(content.get("datamodule_hyper_parameters") or {})
     replaced: dict[str, Any] = {} if reference is None else {"reference": reference}
     with explained(f"checkpoint {str(path)!r} is none of preference optimisation"):
-        module = PreferenceModule.load_from_checkpoint(
-            path, map_location="cpu", layout="padded", reference_cache=None, **replaced
+        # What load_from_checkpoint does with a file once it has read it; folders serve as well.
+        module: Any = _load_state(
+            PreferenceModule, content, layout="padded", reference_cache=None, **replaced
         )
     return Subject(module, saved_tokenizer(data, config), data)
