@@ -1,7 +1,8 @@
 """A converted run has the losses of LLaMA-Factory's own trainer, which wrote the numbers here.
 
 LLaMA-Factory 0.9.5 on the CPU, with transformers 5.6.0, TRL 0.24.0 and torch 2.13, of these rows,
-this model and its template ``deepseek``. It cannot be installed beside the transformers that the other tests run with.
+this model and its template ``deepseek``. It cannot be installed beside the transformers of the
+other tests.
 """
 
 import csv
