@@ -62,8 +62,7 @@ def test_the_full_size_grid_runs_at_tiny_sizes_and_keeps_what_it_made(tiny, tmp_
         assert {"test/answers/right", "kl/sampled", "length/greedy"} <= kept["metrics"].keys()
         assert (tmp_path / "runs" / unit.key / "policy.ckpt").is_file()
         assert not (tmp_path / "runs" / unit.key / "model").exists()
-    real.main(["collect", *words, "--result", str(tmp_path / "real.json")])
-    found = json.loads((tmp_path / "real.json").read_text(), parse_constant=pytest.fail)
+    found = real.collected(grid, tmp_path / "runs")
     about = found["provenance"]
     assert about["cells"] == about["wanted"] == 1
     assert next(iter(about["starts"].values()))["cpu_seconds"] > 0
