@@ -15,10 +15,10 @@ from .runs import Recorder, make_data, make_module, quiet_trainer
 
 
 def run(model_folder: str, source: str, devices: int) -> Recorder:
-    """Train for a step on four rows, whatever the number of processes."""
+    """Train for a step on all twelve rows, whatever the number of processes."""
     recorder = Recorder()
     module = make_module(model_folder, losses={"kto": KTOLoss(desirable_weight=2.0)})
-    data = make_data(source, model_folder, batch_size=4 // devices)
+    data = make_data(source, model_folder, batch_size=12 // devices)
     parallel = {"strategy": "ddp", "devices": 2} if devices == 2 else {}
     quiet_trainer(max_steps=1, callbacks=[recorder], limit_val_batches=0, **parallel).fit(
         module, data
