@@ -138,6 +138,18 @@ FAMILIES = [
     Family("gemma"),
     Family("gemma2", layout="padded"),
     Family("gemma3_text"),
+    Family(
+        "gemma3n_text",
+        {
+            "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+            "num_kv_shared_layers": 1,  # keys of the layer before
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 259,
+            "laurel_rank": 4,
+            "activation_sparsity_pattern": [0.0] * 3,
+        },
+    ),
     Family("glm"),
     Family("glm4"),
     Family("glm4_moe"),
@@ -162,6 +174,7 @@ FAMILIES = [
     Family("minicpm3", MLA),
     Family("minimax_m2"),
     Family("ministral", {"head_dim": 8}),
+    Family("ministral3", {"head_dim": 8}),
     Family("mistral"),
     Family("mixtral"),
     Family("modernbert-decoder"),

@@ -36,6 +36,12 @@ A number stands for a refusal, one line that says why; they are listed below. A 
 here is proven in the same way when a run starts: packed rows, padded rows and generation are
 compared with plain passes of a few tokens. What differs is not used, or refused.
 
+Of what `AutoModelForCausalLM` of this transformers has, three kinds are not here, as they were
+not run: decoders of models that see, hear or translate (BART and its relatives, Whisper, `gemma3`,
+`git` and their like); encoders beside BERT, RoBERTa and XLNet; and decoders of text that came late,
+such as `gemma4_text`, `glm4_moe_lite`, `dbrx`, `exaone_moe`, `longcat_flash`, `jais2`,
+`kimi_linear` and `deepseek_v32`.
+
 """
 
 
