@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
+from typing import Any, cast
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 
 class SlurmRequeue(Callback):
@@ -29,7 +29,10 @@ class SlurmRequeue(Callback):
         if stage != "fit" or not isinstance(environment, SLURMEnvironment):
             return
         asked = environment.requeue_signal
-        if environment.auto_requeue and signal.getsignal(asked) in (None, signal.SIG_DFL):
+        if asked is None or not environment.auto_requeue:
+            return
+        taken = signal.getsignal(asked)
+        if taken is None or taken == signal.SIG_DFL:
             self._told = self._requeued = False
             self._signal = asked
             signal.signal(asked, self._take_note)
@@ -47,7 +50,7 @@ class SlurmRequeue(Callback):
             return
         if trainer.strategy.reduce_boolean_decision(self._told, all=False):
             self._requeued = True
-            trainer._signal_connector._slurm_sigusr_handler_fn(self._signal, None)
+            trainer._signal_connector._slurm_sigusr_handler_fn(self._signal, cast(Any, None))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the signal back."""
