@@ -15,7 +15,11 @@ import torch
 from .method_lives import METHODS, fit
 from .runs import QUIET, assert_same, pairs, parameters, write_model
 
-pytestmark = [*QUIET, pytest.mark.slow]
+pytestmark = [
+    *QUIET,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:model.anchor has no effect"),  # stacked on the paper's
+]
 
 # What a pair adds depends on the pairs beside it, and each process has half of them: sorted values
 # (aot), responses under each other's prompts (kto), running means and draws (bco, beta_dpo).
