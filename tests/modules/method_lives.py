@@ -31,7 +31,8 @@ STEEP = [
     "--model.anchor.max_new_tokens=4",
     "--model.anchor.top_k=1",  # the likeliest tokens, whatever the process draws
 ]
-FURTHER = {"sepo": "oracle", "tgdpo": "guide"}
+# The triplet alone has no gradient where the policy is its own reference.
+FURTHER = {"sepo": "models.oracle.path", "tgdpo": "models.guide.path", "triplet": "reference"}
 
 
 @functools.cache
@@ -46,7 +47,7 @@ def _parser() -> PluginArgumentParser:
 def _settings(config: Path, model_folder: str, other_folder: str) -> Any:
     words = [f"--config={config}", f"--model.policy.path={model_folder}", *STEEP]
     if config.stem in FURTHER:
-        words.append(f"--model.models.{FURTHER[config.stem]}.path={other_folder}")
+        words.append(f"--model.{FURTHER[config.stem]}={other_folder}")
     load_named_plugins(words)
     return _parser().parse_args(words)
 
