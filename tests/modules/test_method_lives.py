@@ -65,7 +65,7 @@ def test_a_method_lives_on_two_processes(lives, places, tmp_path, config):
     assert_same(first["fitted"], second["fitted"])
     assert_same(first["resumed"], first["fitted"])
     moved = [(first["fitted"][key] - value).abs().max() for key, value in first["first"].items()]
-    assert 1e-4 < max(moved) < 1
+    assert 5e-5 < max(moved) < 1
     assert all(math.isfinite(value) for step in first["logged"] for value in step.values())
     assert all(math.isfinite(value) for value in first["validated"].values())
     assert "val/loss/total" in first["validated"]
