@@ -131,6 +131,10 @@ FAMILIES = [
     Family("deepseek_v3", {**MLA, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}),
     Family("diffllama", layout="padded"),
     Family("doge", layout="padded"),
+    Family(
+        "dots1",
+        {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    ),
     Family("ernie4_5"),
     Family("ernie4_5_moe"),
     Family("exaone4", {"layer_types": ["sliding_attention", "full_attention"]}),
