@@ -14,8 +14,8 @@ _BEST = ("chosen", "response_1")
 class PerRoleImportance(CombinedImportance):
     """One estimator for the chosen response, another one for the rejected.
 
-    Where responses have labels, the desirable ones are the chosen. In other groups it is the best
-    one, ``response_1``.
+    In groups the best one, ``response_1``, is the chosen, and all others are rejected; of single
+    responses with a label the desirable ones are the chosen.
 
     Args:
         chosen: Scores the chosen responses.
@@ -29,7 +29,7 @@ class PerRoleImportance(CombinedImportance):
     def scores(self, results: Results) -> Tensor:
         """Scores of each row by the estimator of its role, ``[N, T]``."""
         scores = checked_scores(self.rejected, results)
-        chosen = results.batch.labels
+        chosen = results.batch.desirable if len(results.batch.roles) == 1 else None
         if chosen is None:
             chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
             for role in set(_BEST).intersection(results.batch.roles):

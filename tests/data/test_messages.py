@@ -75,7 +75,7 @@ def test_parts_of_text_are_joined(read):
 
 def test_text_that_the_template_leaves_out_is_told_of(read):
     responses = {"chosen": [says("<think>\nadd\n</think>\nIt is 5.")], "rejected": [says("6.")]}
-    with pytest.warns(UserWarning, match=r"leaves out text .* 1 pairs, .*'<think>\\nadd"):
+    with pytest.warns(UserWarning, match=r"leaves out text .* 1 rows, .*'<think>\\nadd"):
         _, chosen, _ = read({"prompt": [USER], **responses})
     assert "think" not in chosen
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lit_tidpo.data.collation import GroupCollator
 from lit_tidpo.errors import InputError
 from lit_tidpo.importance.contrast_importance import ContrastImportance
 from lit_tidpo.importance.gradient_importance import GradientImportance
@@ -115,3 +116,14 @@ def test_their_lists_are_stored():
 def test_arguments_out_of_range_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_labels_tell_whose_estimator_scores_a_response():
+    group = {"prompt_ids": [1], "index": 0}
+    labels = [True, False, True]
+    responses = [[{"ids": [5, 6, 2], "label": label}] for label in labels]
+    batch = GroupCollator()([{**group, "responses": own} for own in responses])
+    estimator = PerRoleImportance(UniformImportance(), TopKImportance(UniformImportance(), count=1))
+    values = {name: torch.zeros(3, 4) for name in ("policy.logps", "reference.logps")}
+    scores = estimator.scores(Results(batch, values))
+    assert ((scores > 0) & batch.response_mask).sum(-1).tolist() == [3, 1, 3]
