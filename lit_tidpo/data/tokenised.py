@@ -44,7 +44,6 @@ def _columns(sides: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     per_side: dict[str, tuple[Any, Any]] = {
         "ids": (_IDS, []),
         "weights": (_WEIGHTS, None),
-        "skipped": (_IDS, None),
         "truncated": (_FLAG, False),
     }
     return {
