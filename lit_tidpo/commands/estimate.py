@@ -14,7 +14,7 @@ from lit_tidpo.commands.training import TidpoCLI
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.devices.placement import default_device
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.memory.estimate import Estimator
+from lit_tidpo.memory.estimate import CPU_LIBRARIES, Estimator
 from lit_tidpo.memory.rows import PairLengths, largest_batch
 from lit_tidpo.memory.sharing import SHARING
 from lit_tidpo.memory.step import DrySteps
@@ -26,7 +26,7 @@ _HELP = """
 Every option of fit is taken, too; what memory does not hang on has no effect. Weights are not read:
 the config.json of the models is enough. A step is run without numbers, by the code that fit runs,
 and its tensors are counted at the moment when they are the most. Not in the table: what the process
-takes before anything is loaded, and what an allocator keeps beside the tensors.
+takes before anything is loaded, and on a GPU what its driver and allocator take.
 """
 
 
@@ -90,8 +90,10 @@ class _Estimate:
         else:
             with explained("the data cannot be read: give the lengths of rows as --tokens"):
                 pairs = largest_batch(datamodule)
-        steps = DrySteps(model, self.precision, self.accumulated, default_device())
-        estimator = Estimator(steps, self.strategy, self.devices)
+        device = default_device()
+        steps = DrySteps(model, self.precision, self.accumulated, device)
+        libraries = CPU_LIBRARIES if device == "cpu" else 0
+        estimator = Estimator(steps, self.strategy, self.devices, libraries)
         self._print(estimator, pairs)
 
     def _print(self, estimator: Estimator, pairs: Sequence[PairLengths]) -> None:

@@ -25,6 +25,10 @@ LINES = (
 )
 """What memory is for, in the order of the table."""
 
+CPU_LIBRARIES = 85 * 10**6
+"""Bytes that a process on a CPU takes for a run beside its tensors, whatever is trained: buffers of
+libraries, and pieces that the C library keeps. The mean of six runs of ``benchmarks/memory.py``."""
+
 _MOST_PAIRS = 2**16
 _PROBED_TOKENS = 1024
 """Tokens of the first batch whose size is looked at."""
@@ -38,11 +42,13 @@ class Estimator:
         steps: Runs them without numbers.
         strategy: Name of the strategy, a key of :data:`lit_tidpo.memory.sharing.SHARING`.
         devices: Number of devices.
+        libraries: Bytes that a process takes beside its tensors.
     """
 
     steps: DrySteps
     strategy: str = "auto"
     devices: int = 1
+    libraries: int = 0
 
     def held(self, pairs: Sequence[PairLengths]) -> dict[str, int]:
         """Bytes on each device by what they are for, at the moment when they are the most.
@@ -58,7 +64,7 @@ class Estimator:
             for name in ("activations", "logits"):
                 most["anchors"] += max(0, most[name] - alone[name])
                 most[name] = min(most[name], alone[name])
-        return {name: most[name] for name in LINES}
+        return {**{name: most[name] for name in LINES}, "libraries": self.libraries}
 
     def _moments(self, batch: ResponseBatch) -> tuple[Counter[str], Counter[str]]:
         """What is held at the worst moment of the passes, and of the update."""
@@ -92,7 +98,8 @@ class Estimator:
 
     def total(self, pairs: Sequence[PairLengths]) -> int:
         """Bytes on each device together, at the moment when they are the most."""
-        return max(sum(held.values()) for held in self._moments(pairs_batch(pairs)))
+        held = self._moments(pairs_batch(pairs))
+        return self.libraries + max(sum(moment.values()) for moment in held)
 
     def _of_device(self, held: Counter[str]) -> Counter[str]:
         """What one device holds of what one alone would hold."""
