@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from lit_tidpo.data.rows import preference_pair
+from lit_tidpo.data.rows import normal_row
 from lit_tidpo.errors import InputError
 
 Row = dict[str, Any]
@@ -102,12 +102,12 @@ def hh_pairs() -> Iterator[Row]:
     """Dialogues that go on in two ways; a group has the same first words of the human."""
     groups: dict[str, int] = {}
     for number, row in enumerate(published_rows("hh_harmless_test")):
-        pair = preference_pair(row, number)
+        pair = normal_row(row, number)
         if not pair.problem:
             opening = str(pair.prompt).split("\n\nAssistant:")[0]
             group = groups.setdefault(opening, len(groups))
-            sides = {"chosen": pair.chosen, "rejected": pair.rejected}
-            yield {"group": group, "module": f"opening {group}", "prompt": pair.prompt, **sides}
+            opened = {"group": group, "module": f"opening {group}", "prompt": pair.prompt}
+            yield {**opened, **pair.responses}
 
 
 PUBLISHED: dict[str, Callable[[], Iterable[Row]]] = {

@@ -154,7 +154,8 @@ def unmeasured(real: Mapping[str, Any]) -> list[str]:
         have = {method for of in results.values() for method in of}
         left = [about["titles"][method] for method in wanted if method not in have]
         if left:
-            missing.append(f"{real['tables'][name]['title']}: {', '.join(left)}")
+            which = f" ({', '.join(left)})" if len(left) < len(wanted) else ""
+            missing.append(f"{real['tables'][name]['title']}{which}")
     for (source, depth), (title, _) in PARTS.items():
         if depth not in real["study"].get(source, {}):
             missing.append(f"where importance falls, {title}")
