@@ -14,7 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from benchmarks.evidence.generation import generated_metrics
 from lit_tidpo.cli import main
 from lit_tidpo.locations import locate
-from lit_tidpo.models.policy import PolicyConfig, build_policy, policy_tokenizer
+from lit_tidpo.models.loading import build_policy
+from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.models.tokenizer import policy_tokenizer
 
 Log = list[dict[str, str]]
 """Rows of the CSV file of metrics."""
