@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_tidpo.data import PreferenceDataModule
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 
@@ -52,6 +53,12 @@ def _settings(config: Path, model_folder: str, other_folder: str) -> Any:
     return _parser().parse_args(words)
 
 
+@functools.cache
+def _data(source: str, model_folder: str, batch_size: int) -> PreferenceDataModule:
+    """The data of all runs on as many processes: tokenised once, batched anew by each run."""
+    return make_data(source, model_folder, batch_size=batch_size)
+
+
 def module_of(config: Path, model_folder: str, other_folder: str) -> PreferenceModule:
     """The module of a method's configuration, with a tiny policy."""
     settings = _settings(config, model_folder, other_folder).clone()
@@ -73,7 +80,7 @@ def fit(config, folders, source, root, devices, ckpt_path=None):
     )
     seed_everything(0, verbose=False)
     module = module_of(config, *folders)
-    data = make_data(source, folders[0], batch_size=GLOBAL_BATCH // devices)
+    data = _data(source, folders[0], GLOBAL_BATCH // devices)
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer, module, data, recorder
 
