@@ -36,7 +36,7 @@ usage: lit-tidpo COMMAND [OPTIONS]
   export CKPT FOLDER             write a checkpoint's policy for AutoModelForCausalLM
   explain MODEL [--source DATA]  page of the weight of every token, by several estimators
   audit MODEL LEXICON            which tokens and classes of words carry the weight of a data set
-  evaluate CKPT [TASK,TASK]      benchmarks of lm-evaluation-harness, beside those of the start
+  evaluate CKPT TASK             benchmarks of lm-evaluation-harness, beside those of the start
   convert FILE --output FILE     a configuration of TRL or LLaMA-Factory (lit-tidpo convert --help)
   completion SHELL               for bash, zsh or tcsh: eval "$(lit-tidpo completion bash)"
   schema [COMMAND]               JSON schema of configurations, for editors

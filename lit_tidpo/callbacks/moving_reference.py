@@ -82,10 +82,10 @@ def _movable(module: LightningModule) -> nn.Module:
     if not isinstance(module, PreferenceModule):
         raise InputError(f"{type(module).__name__} has no reference that could move")
     reference = module.models.others.get("reference")
-    if not isinstance(reference, FrozenModel) or module.device_mesh is not None:
+    if not isinstance(reference, FrozenModel) or module.family.in_step:
         raise InputError(
             "the reference cannot move: expected a frozen model of its own, not the base of "
-            "adapters, nor none, nor one that strategy model_parallel shards"
+            "adapters, nor none, nor one that the strategy shares out over the ranks"
         )
     if module.cached_reference.folder is not None:
         raise InputError("model.reference_cache keeps log-probs, but the reference moves: unset it")

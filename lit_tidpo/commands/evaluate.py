@@ -38,7 +38,7 @@ def run(args: list[str]) -> None:
 
 def evaluate(
     model: str,
-    tasks: list[str],
+    tasks: list[str] | str,
     base: str = "start",
     include: Path | None = None,
     limit: int | None = None,
@@ -52,8 +52,8 @@ def evaluate(
 
     Args:
         model: A checkpoint of ``fit``, a model's folder, or a name on the Hub.
-        tasks: Names of the harness, or of the paper's Table 1: mmlu, gsm8k, gpqa, humaneval,
-            truthfulqa, ifeval.
+        tasks: One name, or ``[several,names]``, of the harness, or of the paper's Table 1: mmlu,
+            gsm8k, gpqa, humaneval, truthfulqa, ifeval.
         base: What it is compared with: ``start``, the model that a checkpoint started from;
             another folder or name; or ``none``.
         include: Folder of task files of your own.
@@ -70,6 +70,7 @@ def evaluate(
     harness = _import_harness()
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit}: expected 1 or more")
+    tasks = [tasks] if isinstance(tasks, str) else tasks
     names = [_OF_THE_PAPER.get(task, task) for task in tasks]
     manager = harness.tasks.TaskManager(include_path=None if include is None else str(include))
     unknown = sorted(name for name in names if name not in manager.all_tasks)

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import fsspec
@@ -14,6 +15,15 @@ from lit_tidpo.errors import InputError
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 """Library that reads a file of each kind."""
+_TEXT = ("prompt", "chosen", "rejected", "completion", "instruction", "input", "output", "system")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "csv": {
+        "converters": dict.fromkeys(_TEXT, str),
+        "keep_default_na": False,
+        "na_values": [""],
+    }
+}
+"""What a library is told besides: answers such as 4, None or N/A are text."""
 _PACKED = ("", ".gz", ".zst")
 """Endings of compressed files, after the kind."""
 KINDS = f"{sorted(READERS)} (also as .gz or .zst)"

@@ -12,7 +12,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetsError
 
-from lit_tidpo.data.files import KINDS, READERS, check_json, check_local, is_saved, kind_of
+from lit_tidpo.data.files import KINDS, OPTIONS, READERS, check_json, check_local, is_saved, kind_of
 from lit_tidpo.data.shapes import COLUMNS, shape_of
 from lit_tidpo.data.whole_files import drop_damaged, drop_undescribed, remember
 from lit_tidpo.errors import InputError, explained
@@ -71,7 +71,8 @@ def load_splits(
             return _load_saved(path, streaming)
         files = None if path.is_dir() else {"train": str(path)}
         reader = str(path) if path.is_dir() else READERS[kind_of(path)]
-        return _read(streaming, path=reader, data_files=files, **options)
+        own = OPTIONS.get(reader, {})
+        return _read(streaming, path=reader, data_files=files, **options, **own)
     except InputError:
         raise
     except _UNREADABLE as error:

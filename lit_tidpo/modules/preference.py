@@ -204,7 +204,8 @@ class PreferenceModule(ReferencedModule):
 
     def _take(self, policy: nn.Module, others: dict[str, OtherModel]) -> None:
         super()._take(policy, others)
-        give_widths(self.learned, policy)
+        with seeded(self.seed):  # all ranks alike
+            give_widths(self.learned, policy)
 
     def _prepare_models(self) -> None:
         super()._prepare_models()
@@ -331,6 +332,7 @@ class PreferenceModule(ReferencedModule):
             or (self._takes_gradients and self.objective.importance.learned),
             precomputes=self.kept_weights.refresh_every == 0,
             skips_steps=self.non_finite == "skip",
+            learns=any(each.requires_grad for each in self.learned.parameters()),
         )
 
     def setup(self, stage: str) -> None:

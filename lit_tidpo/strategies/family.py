@@ -38,6 +38,7 @@ class Run:
         skips_steps: Whether steps that are not finite are left out.
         accumulates: Whether several batches make an optimizer step.
         fits: Whether it trains.
+        learns: Whether components have parameters of their own, which are trained.
     """
 
     config: PolicyConfig
@@ -50,6 +51,7 @@ class Run:
     skips_steps: bool = False
     accumulates: bool = False
     fits: bool = True
+    learns: bool = False
 
 
 class StrategyFamily:

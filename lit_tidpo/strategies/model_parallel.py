@@ -81,6 +81,12 @@ class ModelParallel(StrategyFamily):
         super().check(run)
         if run.policy is None or not is_sharded(run.policy):
             check_unbuilt(run, "model_parallel")
+        if run.learns and self.mesh["data_parallel"].size() > 1:
+            raise InputError(
+                "a loss or an importance has parameters of its own, whose gradients strategy "
+                "model_parallel does not average over the groups of ranks: use strategy=ddp, or "
+                "data_parallel_size=1"
+            )
         if self.mesh["tensor_parallel"].size() == 1:
             return
         if run.config.lora is not None or run.config.adapter is not None:

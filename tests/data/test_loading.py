@@ -236,3 +236,13 @@ def test_a_file_in_another_encoding_is_named(tmp_path, gpt2_like):
         SplitSource(str(file)).tokenised(
             load_splits(str(file)), "train", PairTokenizer(gpt2_like, TokenizationOptions())
         )
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_answers_in_a_csv_file_are_text(tmp_path, streaming):
+    """pandas would make numbers of answers to sums, and nothing of ``None`` and ``N/A``."""
+    file = tmp_path / "rows.csv"
+    file.write_text("prompt,chosen,rejected,score_chosen\n2+2?,4,5,1.5\nAny?,None,N/A,2\n")
+    first, second = load_splits(str(file), streaming=streaming)["train"]
+    assert first == {"prompt": "2+2?", "chosen": "4", "rejected": "5", "score_chosen": 1.5}
+    assert (second["chosen"], second["rejected"]) == ("None", "N/A")

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.sparse_po_loss import SparsePOLoss
 from lit_tidpo.losses.weighted_dpo_loss import WeightedDPOLoss
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
@@ -96,6 +97,11 @@ def spoiled(model_folder, devices):
     return make_module(model_folder, losses=losses, non_finite="skip")
 
 
+def learned(model_folder, devices):
+    """Masks over hidden states, which start alike on all ranks."""
+    return make_module(model_folder, losses={"masks": SparsePOLoss()})
+
+
 def sft(model_folder, devices):
     return SFTModule(PolicyConfig(path=model_folder), optimizer=SGD)
 
@@ -132,6 +138,7 @@ RUNS = {
         {"max_rows": 11},
         {},
     ),
+    "learned": (learned, {}, {"max_rows": 11}, {}),
     "spoiled": (spoiled, {}, {}, {"limit_val_batches": 0}),
     "sft": (sft, {}, {"max_rows": 11}, {"accumulate_grad_batches": 2}),
     "sharded, adapters": (preference, {"policy": {"lora": LoraOptions(r=2, alpha=2)}}, {}, {}),
@@ -166,6 +173,7 @@ RUNS = {
         {"max_rows": 11},
         {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05},
     ),
+    "split, learned": (learned, {}, {"max_rows": 11}, {}),
     "split, mixed": (preference, {}, {"max_rows": 11}, {"precision": "bf16-mixed"}),
     "split, bfloat16": (preference, {"policy": {"dtype": "bfloat16"}}, {"max_rows": 11}, {}),
     "split, checkpointing": (preference, {"policy": {"activation_checkpointing": True}}, {}, {}),

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import lightning.pytorch.callbacks as lightning_callbacks
 import pytest
@@ -37,6 +38,9 @@ from lit_tidpo.callbacks.throughput import prompts, tokens
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.models.policy import PolicyConfig
+from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.testing import tiny_policy
 
 from .runs import (
     LORA,
@@ -236,3 +240,12 @@ def test_a_reference_that_cannot_move_is_refused(
     module = make_module(model_folder, **{"losses": {"preference": DPOLoss()}, **options})
     with pytest.raises(InputError, match=r"reference cannot move|the reference moves"):
         fit(module, make_data(source, model_folder), callbacks=[MovingReference()])
+
+
+def test_a_reference_that_is_shared_out_does_not_move(monkeypatch):
+    """Its ranks hold parts, and keep what they gathered of them."""
+    module = PreferenceModule(PolicyConfig(), losses={"preference": DPOLoss()})
+    module.attach(tiny_policy())
+    monkeypatch.setattr(PreferenceModule, "family", SimpleNamespace(in_step=True))
+    with pytest.raises(InputError, match="shares out over the ranks"):
+        MovingReference().on_train_start(SimpleNamespace(global_step=0), module)

@@ -84,6 +84,7 @@ def test_a_checkpoint_is_measured_beside_its_start(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["mmmlu_"], r"tasks=\['mmmlu_'\] are not known"),
         (["[mmmlu_]"], r"tasks=\['mmmlu_'\] are not known"),
         (["[gsm8k]", "--limit", "0"], "limit=0: expected 1 or more"),
         (["[gsm8k]"], "base='start' is known of checkpoints alone"),

@@ -20,6 +20,7 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.importance.attention_importance import AttentionImportance
 from lit_tidpo.importance.base import ImportanceEstimator
 from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.sparse_po_loss import SparsePOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.seeding import seeded
@@ -46,6 +47,15 @@ def _split_mesh():
     return strategy
 
 
+def _shared_mesh():
+    strategy = ModelParallelStrategy()
+    sizes = {"data_parallel": 2, "tensor_parallel": 1}
+    strategy._device_mesh = {
+        name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()
+    }
+    return strategy
+
+
 def _zero():
     strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # without the library
     strategy.config = {"zero_optimization": {"stage": 3}}
@@ -56,6 +66,7 @@ STRATEGIES = {
     "fsdp": FSDPStrategy,
     "deepspeed": _zero,
     "split": _split_mesh,
+    "shared": _shared_mesh,
     "ddp_spawn": lambda: DDPStrategy(start_method="spawn"),
     "ddp_notebook": lambda: DDPStrategy(start_method="fork"),
     "other": object,
@@ -91,6 +102,7 @@ class LearnedImportance(torch.nn.Module, ImportanceEstimator):
         ("split", {"policy": LORA}, {}, "adapters cannot be split by tensor parallelism"),
         ("split", {"importance": AttentionImportance()}, {}, "its own heads alone"),
         ("split", {"policy": {"compile_layers": True}}, {}, "compile_layers is not proven"),
+        ("shared", {"losses": {"masks": SparsePOLoss()}}, {}, "parameters of its own"),
         ("split", {"non_finite": "skip"}, {}, "would leave the others waiting"),
         ("fsdp", {"non_finite": "skip"}, {}, "would leave the others waiting"),
         (
