@@ -47,6 +47,7 @@ class ResponseBatch(Rows):
         input_ids: Token ids, ``[N, T]``.
         prompt_lengths: Tokens of the prompt in each row, ``[N]``.
         lengths: Tokens of prompt and response in each row, ``[N]``.
+        context: True at tokens within a response that others said, ``[N, T]`` bool, or None.
         roles: Names of the roles, in the order of their rows.
         index: Position of each group in its data set, ``[B]``.
         counted: False for a group that only fills up a distributed batch, ``[B]`` bool.
@@ -187,10 +188,15 @@ class ResponseBatch(Rows):
         positions = torch.arange(width, device=ids.device)
         source = (positions - own[:, None] + starts[:, None]).clamp(0, width - 1)
         lengths = own + self.lengths[other] - starts
+        context = self.context
+        if context is not None:
+            wide = pad(context, (0, max(0, width - context.shape[1])))
+            context = wide[other].gather(1, source)
         return dataclasses.replace(
             self,
             input_ids=torch.where(positions < own[:, None], ids, ids[other].gather(1, source)),
             lengths=lengths.clamp(max=width),
+            context=context,
             supplied_weights=None,
             rewards=None,
             behaviour_logps=None,
@@ -226,18 +232,20 @@ class ResponseBatch(Rows):
         cut = self._of_role(role, self.rows(role))
         host = cut.host
         width = int(host.lengths.max())
-        narrow = ("input_ids", "supplied_weights", "behaviour_logps")
-        narrowed = {
-            name: value[:, :width] for name in narrow if (value := getattr(cut, name)) is not None
-        }
-        known = dataclasses.replace(host, input_ids=host.input_ids[:, :width])
-        return dataclasses.replace(cut, **narrowed).known_as(known)
+        narrow = ("input_ids", "context", "supplied_weights", "behaviour_logps")
+
+        def narrowed(given: Rows) -> dict[str, Tensor]:
+            found = {name: getattr(given, name, None) for name in narrow}
+            return {name: value[:, :width] for name, value in found.items() if value is not None}
+
+        known = dataclasses.replace(host, **narrowed(host))
+        return dataclasses.replace(cut, **narrowed(cut)).known_as(known)
 
     def _of_role(self, role: str, rows: slice) -> ResponseBatch:
         """The rows of one role, as wide as all."""
         held = None if self.holders is None else self.holders[self.roles.index(role)]
         by_row = ("input_ids", "prompt_lengths", "lengths")
-        optional = ("supplied_weights", "rewards", "behaviour_logps", "desirable")
+        optional = ("context", "supplied_weights", "rewards", "behaviour_logps", "desirable")
 
         def cut(given: Any, *names: str) -> dict[str, Any]:
             by_prompt = {name: getattr(given, name) for name in ("index", "counted")}
@@ -285,10 +293,20 @@ def joined(batches: Sequence[ResponseBatch]) -> ResponseBatch:
             name: torch.cat([getattr(rows, name) for rows in each])
             for name in ("prompt_lengths", "lengths", "index", "counted")
         }
+        if any(rows.context is not None for rows in each):
+            others["context"] = torch.cat([_wide_context(rows, width) for rows in each])
         return {"input_ids": torch.cat(padded), **others}
 
     known = HostRows(**together([batch.host for batch in batches]))
     return ResponseBatch(**together(batches), roles=batches[0].roles).known_as(known)
+
+
+def _wide_context(rows: Rows, width: int) -> Tensor:
+    """Which tokens are context, ``[N, width]`` bool."""
+    context = rows.context
+    if context is None:
+        context = torch.zeros_like(rows.input_ids, dtype=torch.bool)
+    return pad(context, (0, width - context.shape[1]))
 
 
 def _held(prompts: tuple[int, ...], like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from lit_tidpo.data.ranked import Against
+from lit_tidpo.data.ranked import Against, TrainedTurns
 from lit_tidpo.data.rendering import SpecialTokens
 from lit_tidpo.data.shapes import describe_shapes
 from lit_tidpo.errors import InputError
@@ -30,6 +30,7 @@ def show_data(
     columns: dict[str, str | None] | None = None,
     against: Against = "random",
     score: str | None = None,
+    trained_turns: TrainedTurns = "single",
     max_rows: int | None = None,
     max_length: int = 1024,
     max_prompt_length: int | None = None,
@@ -54,6 +55,7 @@ def show_data(
         columns: For each of our names of columns the one in the data.
         against: Which of the ranked completions the best one stands against.
         score: Field of ranked completions that ranks them.
+        trained_turns: Turns of a response: a ``single`` one, or ``all`` of the assistant's.
         max_rows: Read only the first rows; None reads all.
         max_length: Most tokens of prompt and response together.
         max_prompt_length: Tokens that a prompt keeps however long the responses are.
@@ -82,6 +84,7 @@ def show_data(
         columns=columns,
         against=against,
         score=score,
+        trained_turns=trained_turns,
         train_split=split,
         max_rows=max_rows,
         max_length=max_length,

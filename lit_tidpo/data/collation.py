@@ -31,7 +31,8 @@ def collate(
         prompts: Token ids of each prompt.
         responses: For each prompt its responses, one to as many as there are roles: ``ids``, and
             where there are any ``weights``, a ``reward``, ``behaviour_logps`` and a ``label``,
-            whether it is desirable.
+            whether it is desirable; and for some ``context``, whether each token is what others
+            say within the response.
         roles: Names of the first, second, ... response.
         index: Position of each prompt in its data set.
         counted: False for prompts that only fill up a distributed batch.
@@ -91,6 +92,7 @@ def collate(
         batch.rewards = torch.tensor(found["reward"], dtype=torch.float32)
     if found["label"] is not None:
         batch.desirable = torch.tensor(found["label"], dtype=torch.bool)
+    batch.context = _context([response for _, response in rows], batch)
     batch.supplied_weights = _by_token(found["weights"], batch)
     batch.behaviour_logps = _by_token(found["behaviour_logps"], batch)
     return batch
@@ -115,6 +117,18 @@ def _by_token(given: list[Any] | None, batch: ResponseBatch) -> torch.Tensor | N
     table = torch.zeros(batch.input_ids.shape)
     for row, start, values in zip(table, batch.prompt_lengths.tolist(), given, strict=True):
         row[start : start + len(values)] = torch.tensor(values)
+    return table if batch.context is None else table.masked_fill(batch.context, 0.0)
+
+
+def _context(responses: Sequence[Response], batch: ResponseBatch) -> torch.Tensor | None:
+    """Tokens within responses that others say, ``[N, T]`` bool, if there are any."""
+    flags = [response.get("context") for response in responses]
+    if not any(flags):
+        return None
+    table = torch.zeros(batch.input_ids.shape, dtype=torch.bool)
+    for row, start, own in zip(table, batch.prompt_lengths.tolist(), flags, strict=True):
+        if own:
+            row[start : start + len(own)] = torch.tensor(own)
     return table
 
 
@@ -246,4 +260,4 @@ def _group_of_one(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _response(row: Mapping[str, Any], side: str) -> Response:
-    return {"ids": row[f"{side}_ids"], "weights": row[f"{side}_weights"]}
+    return {name: row.get(f"{side}_{name}") for name in ("ids", "weights", "context")}

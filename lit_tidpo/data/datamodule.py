@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_tidpo.data.mixing import names_sources, split_source
-from lit_tidpo.data.ranked import Against, RowOptions
+from lit_tidpo.data.ranked import Against, RowOptions, TrainedTurns
 from lit_tidpo.data.rendering import SpecialTokens
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.split_loaders import SplitLoaders
@@ -56,6 +56,9 @@ class PreferenceDataModule(SplitLoaders):
             lower ones at ``random`` (the same in every run), the ``worst``, or the ``next`` best.
         score: Field of ranked completions that ranks them; None takes the first that there is of
             ``overall_score``, ``fine-grained_score`` and ``score``.
+        trained_turns: Turns of a response: the ``single`` one of the assistant, so that
+            conversations that part earlier are invalid rows, or ``all`` of the assistant's after
+            the parting, with what others say in between as context that is not trained on.
         train_split: Split to train on.
         validation_split: Split to validate on.
         test_split: Split to test on.
@@ -108,6 +111,7 @@ class PreferenceDataModule(SplitLoaders):
         columns: dict[str, str | None] | None = None,
         against: Against = "random",
         score: str | None = None,
+        trained_turns: TrainedTurns = "single",
         train_split: str = "train",
         validation_split: str = "validation",
         test_split: str = "test",
@@ -154,7 +158,11 @@ class PreferenceDataModule(SplitLoaders):
         )
         self.source = split_source(source, common)
         self.options = TokenizationOptions(
-            max_length, max_prompt_length, chat_template, special_tokens, RowOptions(against, score)
+            max_length,
+            max_prompt_length,
+            chat_template,
+            special_tokens,
+            RowOptions(against, score, trained_turns),
         )
         self.tokenizer_source = tokenizer
         self.tokenizer_revision = tokenizer_revision

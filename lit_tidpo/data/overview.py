@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from statistics import quantiles
 from typing import Any
 
@@ -19,6 +20,7 @@ from lit_tidpo.errors import InputError
 _UNCUT = 2**31 - 1
 _BINS, _BAR, _LISTED, _TEXT = 12, 40, 8, 600
 """Lines and widest bar of the histogram; row numbers, and characters of a text, that are shown."""
+_BARS = " |context: ", "| "
 
 
 @dataclass
@@ -127,12 +129,22 @@ def overview(
         seen.setdefault(key, number)
         if len(found.examples) < show:
             decode = tokenise.tokenizer.decode
-            texts = {part: str(decode(pair[f"{part}_ids"])) for part in parts}
+            texts = {part: _text(pair, part, decode) for part in parts}
             if found.report.labels:
                 name = "desirable" if pair["label"] else "undesirable"
                 texts[name] = texts.pop(parts[1])
             found.examples[number] = texts
     return found
+
+
+def _text(pair: Mapping[str, Any], part: str, decode: Callable[[list[int]], Any]) -> str:
+    """Text of a prompt or response, of which context stands between bars."""
+    ids, context = pair[f"{part}_ids"], pair.get(f"{part}_context")
+    if context is None:
+        return str(decode(ids))
+    runs = groupby(zip(ids, context, strict=True), key=lambda each: each[1])
+    texts = ((others, str(decode([token for token, _ in run]))) for others, run in runs)
+    return "".join(f"{_BARS[0]}{text}{_BARS[1]}" if others else text for others, text in texts)
 
 
 def _keys(row: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

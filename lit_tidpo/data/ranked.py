@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lit_tidpo.errors import InputError, check_choice
 
 Against = Literal["random", "worst", "next"]
+TrainedTurns = Literal["single", "all"]
 
 _TEXTS = ("response", "text", "content")
 _SCORES = ("overall_score", "fine-grained_score", "score")
@@ -24,13 +25,18 @@ class RowOptions:
             at ``random`` (the same in every run), the ``worst``, or the ``next`` best.
         score: Field of ranked completions that ranks them; None takes the first that there is of
             ``overall_score``, ``fine-grained_score`` and ``score``.
+        trained_turns: Turns of a response: the ``single`` one of the assistant, so that
+            conversations that part earlier are none to train on, or ``all`` of the assistant's
+            after the parting, with what others say in between as context.
     """
 
     against: Against = "random"
     score: str | None = None
+    trained_turns: TrainedTurns = "single"
 
     def __post_init__(self) -> None:
         check_choice("against", self.against, Against)
+        check_choice("trained_turns", self.trained_turns, TrainedTurns)
 
 
 def best_and_lower(

@@ -50,6 +50,20 @@ class Renderer:
         turns = [[*row.prompt, *turns] for turns in row.responses.values()]
         return [opened, *(self._render(each, row.tools, number) for each in turns)]
 
+    def part(self, row: NormalRow, turns: list[Message], number: int, open_turn: bool) -> str:
+        """The prompt with the first turns of a response.
+
+        Args:
+            row: A row of messages.
+            turns: The turns.
+            number: Position of the row in its split, for messages.
+            open_turn: Whether the assistant's next turn begins.
+
+        Raises:
+            InputError: As for the whole.
+        """
+        return self._render([*row.prompt, *turns], row.tools, number, open_turn)
+
     def _render(
         self, messages: list[Message], tools: Any, number: int, open_turn: bool = False
     ) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lit_tidpo.data.fields import text_or_messages, token_weights
 from lit_tidpo.data.ranked import RowOptions
 from lit_tidpo.data.shapes import row_shape
-from lit_tidpo.data.turns import Message, from_json, payload, without_nulls
+from lit_tidpo.data.turns import Message, from_json, is_others, payload, without_nulls
 from lit_tidpo.errors import InputError
 
 # How the HH-RLHF data mark the turns of a dialogue inside one string.
@@ -97,8 +97,11 @@ def normal_row(row: Mapping[str, Any], number: int, options: RowOptions | None =
             "trained on: leave such rows out, or drop the column if the text stands alone"
         )
     shape = row_shape(row)
-    row, problem = shape.read(row, number, options or RowOptions())
+    options = options or RowOptions()
+    row, problem = shape.read(row, number, options)
     found = _normal_form(row, number, shape.sides)
+    if not problem and not found.problem:
+        problem = _turns_problem(found, options)
     return replace(found, problem=problem) if problem else found
 
 
@@ -200,9 +203,6 @@ def _from_messages(
         problem = problem if not whole else "" if shared else "different prompts"
     elif isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    turns = itertools.chain.from_iterable(given.values())
-    if not problem and any(turn["role"] != "assistant" for turn in turns):
-        problem = "more than one turn in a response"
     return _checked(row, prompt or [], given, weights, problem)
 
 
@@ -220,6 +220,17 @@ def _checked(
         problem = "identical responses"
     label = row["label"] if len(values) == 1 else None
     return NormalRow(prompt, responses, weights, problem, label)
+
+
+def _turns_problem(row: NormalRow, options: RowOptions) -> str:
+    """Why responses of messages have turns that are not trained on; empty if they have none."""
+    responses = [turns for turns in row.responses.values() if isinstance(turns, list)]
+    others = any(is_others(turn) for turns in responses for turn in turns)
+    if others and options.trained_turns == "single":
+        return "more than one turn in a response"
+    if any(is_others(turns[-1]) for turns in responses):
+        return "a response ends in a turn that is not the assistant's"
+    return ""
 
 
 def _same(pair: tuple[Any, Any]) -> bool:

@@ -10,6 +10,7 @@ from datasets import Features, List, Value
 from lit_tidpo.data.shapes import NUMBERS, PAIR, SINGLE
 
 _IDS, _WEIGHTS, _FLAG = List(Value("int32")), List(Value("float32")), Value("bool")
+_FLAGS = List(_FLAG)
 
 
 def sides_of(row: Any) -> tuple[str, ...]:
@@ -44,6 +45,7 @@ def _columns(sides: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
     per_side: dict[str, tuple[Any, Any]] = {
         "ids": (_IDS, []),
         "weights": (_WEIGHTS, None),
+        "context": (_FLAGS, None),
         "truncated": (_FLAG, False),
     }
     return {

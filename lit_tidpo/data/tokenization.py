@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from lit_tidpo.data.context import ContextFinder, shared_prefix
 from lit_tidpo.data.encoding import WordEncoder, settings_digest
 from lit_tidpo.data.ends import Ends
 from lit_tidpo.data.fields import row_numbers
@@ -87,6 +88,7 @@ class PairTokenizer:
         self._encoder = WordEncoder(tokenizer, self._guard)
         self._renderer = Renderer(tokenizer, self._guard, options.special_tokens)
         self._ends = Ends(tokenizer)
+        self._context = ContextFinder(self._renderer, self._encoder, self._ends)
 
     @cached_property
     def digest(self) -> str:
@@ -103,7 +105,7 @@ class PairTokenizer:
 
         Returns:
             ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` (responses alone), the weights of
-            the responses' tokens or None, ``length`` (tokens of the longer of the two sequences),
+            the responses' tokens or None, whether each is ``context`` or None, ``length`` (tokens of the longer of the two sequences),
             the responses' scores and the pair's weight or None,
             flags for what was cut or moved, ``index`` (``number``), and ``problem`` (empty, or why
             the pair cannot be trained on; then there are no ids). Of a single response there are
@@ -151,7 +153,7 @@ class PairTokenizer:
             return blank_row(sides, number, row.problem or "empty prompt")
         prompt, *full = map(self._ends.begun, encoded)
         full = [self._ends.ended(ids, row.is_text) for ids in full]
-        boundary = min(_shared_prefix(prompt, ids) for ids in full)
+        boundary = min(shared_prefix(prompt, ids) for ids in full)
         if boundary == 0:
             return blank_row(sides, number, "empty prompt")
         weights = self._weights(given, row, number, texts[1:], full, boundary)
@@ -162,6 +164,13 @@ class PairTokenizer:
         if len(cut) > 1 and cut[0] == cut[1]:
             how = "after truncation" if any(truncated) else "responses"
             return blank_row(sides, number, f"identical {how}")
+        others = [
+            (flags := self._context(row, row.responses[side], ids, boundary, number))
+            and flags[:budget]
+            for side, ids in zip(sides, full, strict=True)
+        ]
+        if any(flags and all(flags) for flags in others):
+            return blank_row(sides, number, "no turn of the assistant after truncation")
         found = {
             **blank_row(sides, number),
             **row_numbers(given, number),
@@ -172,8 +181,9 @@ class PairTokenizer:
             "left_out": left_out(row, [self._guard.unmark(text) for text in texts]),
             "guarded": sum(map(self._guard.count, texts[1:])),
         }
-        for side, ids, is_cut in zip(sides, cut, truncated, strict=True):
+        for side, ids, flags, is_cut in zip(sides, cut, others, truncated, strict=True):
             found[f"{side}_ids"] = ids
+            found[f"{side}_context"] = flags
             found[f"{side}_truncated"] = is_cut
             found[f"{side}_weights"] = (own := weights[side]) and own[:budget]
         if row.label is not None:
@@ -212,15 +222,6 @@ class PairTokenizer:
             return prompt
         bos = [token for token in prompt[:1] if token == self.tokenizer.bos_token_id]
         return bos + prompt[len(prompt) - room + len(bos) :]
-
-
-def _shared_prefix(first: list[int], second: list[int]) -> int:
-    """Number of leading ids that two sequences share."""
-    if second[: len(first)] == first:
-        return len(first)
-    pairs = zip(first, second, strict=False)
-    differing = (place for place, (one, other) in enumerate(pairs) if one != other)
-    return next(differing, min(len(first), len(second)))
 
 
 def _check_weights(values: list[float] | None, tokens: int, side: str, number: int) -> None:

@@ -43,6 +43,11 @@ def spoken(response: Any) -> Any:
     return [{"role": "assistant", "content": response}] if isinstance(response, str) else response
 
 
+def is_others(turn: Message) -> bool:
+    """Whether someone else than the assistant says it."""
+    return bool(turn["role"] != "assistant")
+
+
 def payload(turn: Message) -> dict[str, Any]:
     """What a message holds beside its text, such as ``tool_calls``."""
     return {k: v for k, v in turn.items() if k not in ("role", "content", "name") and v}

@@ -8,7 +8,7 @@ made on the host.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -23,11 +23,15 @@ class Rows:
         input_ids: Token ids, ``[N, T]``.
         prompt_lengths: Tokens of the prompt in each row, ``[N]``.
         lengths: Tokens of prompt and response in each row, ``[N]``.
+        context: True at tokens within a response that others said, turns of the user between turns
+            of the assistant, ``[N, T]`` bool; off the response it does not count. None for
+            responses that hold no such tokens.
     """
 
     input_ids: Tensor
     prompt_lengths: Tensor
     lengths: Tensor
+    context: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def positions(self) -> Tensor:
@@ -41,8 +45,9 @@ class Rows:
 
     @property
     def response_mask(self) -> Tensor:
-        """True at the tokens of the response, ``[N, T]`` bool."""
-        return self.attention_mask & (self.positions >= self.prompt_lengths[:, None])
+        """True at the tokens of the response that are no context, ``[N, T]`` bool."""
+        mask = self.attention_mask & (self.positions >= self.prompt_lengths[:, None])
+        return mask if self.context is None else mask & ~self.context
 
 
 @dataclass

@@ -31,10 +31,10 @@ class KeptWeights(PairCache):
         if fresh is None:
             return None
         weights = torch.zeros(batch.input_ids.shape)
-        starts = batch.host.prompt_lengths.tolist()
+        mask = batch.host.response_mask
         for prompt, rows in zip(self._rows_of_prompts(batch), fresh, strict=True):
             for position, row in zip(prompt, rows, strict=True):
-                weights[position, starts[position] : starts[position] + len(row)] = row
+                weights[position, mask[position]] = row
         return to_device(weights, batch.input_ids.device)
 
     def store(self, batch: ResponseBatch, weights: Tensor, step: int) -> None:

@@ -30,7 +30,7 @@ _WHEREABOUTS = ("_name_or_path", "transformers_version", "base_model_name_or_pat
 
 
 def row_keys(batch: ResponseBatch) -> list[bytes]:
-    """Name each row by its tokens and the length of its prompt.
+    """Name each row by its tokens, the length of its prompt and what of the response is context.
 
     Args:
         batch: Rows of any roles.
@@ -41,10 +41,16 @@ def row_keys(batch: ResponseBatch) -> list[bytes]:
     host = batch.host
     tokens = host.input_ids.long().numpy()
     starts, ends = host.prompt_lengths.tolist(), host.lengths.tolist()
-    return [
-        hashlib.sha256(start.to_bytes(8, "little") + row[:end].tobytes()).digest()[:_KEY_BYTES]
+    named = [
+        hashlib.sha256(start.to_bytes(8, "little") + row[:end].tobytes())
         for row, start, end in zip(tokens, starts, ends, strict=True)
     ]
+    if host.context is not None:
+        inside = host.context & host.attention_mask
+        for name, row, end in zip(named, inside, ends, strict=True):
+            if row.any():  # so that other rows are named as in a batch of their own
+                name.update(row[:end].numpy().tobytes())
+    return [name.digest()[:_KEY_BYTES] for name in named]
 
 
 def rows_digest(keys: Iterable[bytes]) -> str:
@@ -182,10 +188,11 @@ class KeptLogps:
         if not self._opened:
             return None
         found = torch.zeros(batch.input_ids.shape)
-        starts, ends = batch.host.prompt_lengths.tolist(), batch.host.lengths.tolist()
+        mask = batch.host.response_mask
+        counts = mask.sum(-1).tolist()
         for row, key in enumerate(row_keys(batch)):
             place = self._places.get(key)
-            if place is None or place[2] - place[1] != ends[row] - starts[row]:
+            if place is None or place[2] - place[1] != counts[row]:
                 pair = batch.of_rows(batch.host.index)[row].item()
                 raise InputError(
                     f"model.reference_cache has no log-probs of pair {pair} of the data set with "
@@ -193,7 +200,7 @@ class KeptLogps:
                     "leave reference_cache out for data that change"
                 )
             part, first, last = place
-            found[row, starts[row] : ends[row]] = self._logps[part][first:last]
+            found[row, mask[row]] = self._logps[part][first:last]
         return to_device(found, batch.input_ids.device)
 
 

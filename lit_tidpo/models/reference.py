@@ -132,8 +132,13 @@ class InstructedModel(OtherModel):
             ids, start, more = given.input_ids, int(begins), len(self._instruction)
             instruction = to_device(self._instruction, ids.device).to(ids.dtype)
             parts = [ids[:, :start], instruction.expand(len(ids), more), ids[:, start:]]
+            context = given.context
+            if context is not None:
+                none = context.new_zeros(len(ids), more)
+                context = torch.cat([context[:, :start], none, context[:, start:]], 1)
             return {
                 "input_ids": torch.cat(parts, 1),
+                "context": context,
                 "prompt_lengths": given.prompt_lengths + more,
                 "lengths": given.lengths + more,
             }

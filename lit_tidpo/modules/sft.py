@@ -55,7 +55,7 @@ class SFTModule(PolicyModule):
             nats, tokens = self._nats(batch)
         self.train_means.update({"nats": nats, "tokens": tokens}, batch.counted)
         rows = batch.role("chosen").host
-        amount = float(((rows.lengths - rows.prompt_lengths) * rows.counted).sum())
+        amount = float((rows.response_mask.sum(-1) * rows.counted).sum())
         return self._window_loss(nats, amount)
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:

@@ -89,7 +89,7 @@ def _alone(batch: ResponseBatch, prompt: int, rows: list[int], width: int) -> Re
     places = {role: batch.rows(role) for role in batch.roles}
     optional = {
         name: value[rows] if value.dim() == 1 else value[rows, :width]
-        for name in ("supplied_weights", "behaviour_logps", "rewards", "desirable")
+        for name in ("context", "supplied_weights", "behaviour_logps", "rewards", "desirable")
         if (value := getattr(batch, name)) is not None
     }
     return dataclasses.replace(
