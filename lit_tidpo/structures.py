@@ -234,7 +234,7 @@ class ResponseBatch(Rows):
         width = int(host.lengths.max())
         narrow = ("input_ids", "context", "supplied_weights", "behaviour_logps")
 
-        def narrowed(given: Rows) -> dict[str, Tensor]:
+        def narrowed(given: Rows) -> dict[str, Any]:
             found = {name: getattr(given, name, None) for name in narrow}
             return {name: value[:, :width] for name, value in found.items() if value is not None}
 

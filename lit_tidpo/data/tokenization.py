@@ -105,7 +105,8 @@ class PairTokenizer:
 
         Returns:
             ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` (responses alone), the weights of
-            the responses' tokens or None, whether each is ``context`` or None, ``length`` (tokens of the longer of the two sequences),
+            the responses' tokens or None, whether each is context or None,
+            ``length`` (tokens of the longer of the two sequences),
             the responses' scores and the pair's weight or None,
             flags for what was cut or moved, ``index`` (``number``), and ``problem`` (empty, or why
             the pair cannot be trained on; then there are no ids). Of a single response there are

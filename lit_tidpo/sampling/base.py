@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ def sampled_batch(first: ResponseBatch, known: HostRows, count: int) -> Response
         count: Responses for each prompt.
     """
     device = first.input_ids.device
+    known = dataclasses.replace(known, context=None)  # that of the data's responses
     return ResponseBatch(
         input_ids=to_device(known.input_ids, device),
         prompt_lengths=to_device(known.prompt_lengths, device),
