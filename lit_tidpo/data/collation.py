@@ -189,8 +189,8 @@ class GroupCollator:
     """Pad tokenised groups on the right and stack them: one to many responses for each prompt.
 
     A group is ``{"index": 0, "prompt_ids": [...], "responses": [{"ids": [...]}, ...]}``, of ranked
-    responses the best first; each may have ``weights``, a ``reward``, ``behaviour_logps`` and a
-    ``label``, whether it is desirable. A group's loss is multiplied by its ``pair_weight``.
+    responses the best first; each may have ``weights``, a ``reward``, ``behaviour_logps``, a
+    ``label``, whether it is desirable, and ``context``, whether each token is what others say. A group's loss is multiplied by its ``pair_weight``.
 
     Attributes:
         pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.
@@ -260,4 +260,5 @@ def _group_of_one(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _response(row: Mapping[str, Any], side: str) -> Response:
-    return {name: row.get(f"{side}_{name}") for name in ("ids", "weights", "context")}
+    given = {name: row[f"{side}_{name}"] for name in ("ids", "weights")}
+    return {**given, "context": row.get(f"{side}_context")}

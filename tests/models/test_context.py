@@ -14,11 +14,14 @@ from lit_tidpo.importance.kept_weights import KeptWeights
 from lit_tidpo.losses.base import LossContext
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.kept_logps import row_keys
+from lit_tidpo.models.layout import choose_layout
 from lit_tidpo.models.reference import InstructedModel
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.base import context_lengths
 from lit_tidpo.structures import joined
 from lit_tidpo.testing import tiny_batch, tiny_policy
+
+NEEDS = frozenset({"reference.logps"})
 
 
 @pytest.fixture
@@ -50,7 +53,8 @@ def test_log_ratios_and_the_loss_are_those_of_the_trained_tokens(batch, layout):
     policy, reference = (tiny_policy(seed=seed).double().eval() for seed in (0, 1))
     with torch.no_grad():
         expected = naive(policy, batch) - naive(reference, batch)
-        results = run(policy, batch, {"reference.logps"}, reference, layout=layout)
+        assert choose_layout(layout, [policy, reference], NEEDS) == layout
+        results = run(policy, batch, NEEDS, reference, layout=layout)
     torch.testing.assert_close(results.log_ratios.double(), expected, atol=1e-5, rtol=1e-5)
     margins = expected[: batch.size].sum(-1) - expected[batch.size :].sum(-1)
     assert results.mask.equal(batch.response_mask)
@@ -85,7 +89,8 @@ def test_responses_under_other_prompts_keep_their_context(batch):
         other = row // 3 * 3 + (row + 1) % 3
         own = batch.input_ids[other][batch.response_mask[other]].tolist()
         told = found.input_ids[row][found.response_mask[row]].tolist()
-        assert told == own[: len(told)] and told
+        assert told
+        assert told == own[: len(told)]
 
 
 def test_an_instruction_moves_the_context(batch):

@@ -583,6 +583,11 @@ FLIPS: dict[type, dict[str, Flip]] = {
         "columns": Flip(train, {"chosen": "rejected", "rejected": "chosen"}),
         "against": Flip(train, "worst", {**RANKED, "against": "next"}),
         "score": Flip(train, "other", {**RANKED, "against": "next"}),
+        "trained_turns": Flip(
+            train,
+            "all",
+            {"source": of_world("turns"), "chat_template": CHAT, "invalid_rows": "drop"},
+        ),
         "train_split": Flip(train, "validation"),
         "validation_split": Flip(validation, "train"),
         "test_split": Flip(loaders("test"), "train", {"test_split": "validation"}),
@@ -623,6 +628,8 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
         for role, text in (("chosen", "yes"), ("rejected", "no"))
     }
     _write(tmp / "chat.jsonl", [turns])
+    longer = {role: [*own, own[0], own[1]] for role, own in turns.items()}
+    _write(tmp / "turns.jsonl", [turns, longer])
     turns = json.loads(json.dumps(turns).replace('"Q"', '"Q</s>"'))
     _write(tmp / "special.jsonl", [turns])
     texts = [("a", 3, 1), ("b", 2, 2), ("c", 1, 3)]
@@ -643,6 +650,7 @@ def world(model_folder, source, batch, adapter, tmp_path_factory):
         remote_words=_remote_words(tmp / "remote_words"),
         file=f"{other_source}/train.jsonl",
         chat=str(tmp / "chat.jsonl"),
+        turns=str(tmp / "turns.jsonl"),
         special=str(tmp / "special.jsonl"),
         ranked=str(tmp / "ranked.jsonl"),
         broken=str(tmp / "broken.jsonl"),
