@@ -190,7 +190,8 @@ class GroupCollator:
 
     A group is ``{"index": 0, "prompt_ids": [...], "responses": [{"ids": [...]}, ...]}``, of ranked
     responses the best first; each may have ``weights``, a ``reward``, ``behaviour_logps``, a
-    ``label``, whether it is desirable, and ``context``, whether each token is what others say. A group's loss is multiplied by its ``pair_weight``.
+    ``label``, whether it is desirable, and ``context``, whether each token is what others say. A
+    group's loss is multiplied by its ``pair_weight``.
 
     Attributes:
         pad_id: Token id of the padding. Its value does not matter: masks come from the lengths.

@@ -164,6 +164,7 @@ class PreferenceDataModule(SplitLoaders):
             special_tokens,
             RowOptions(against, score, trained_turns),
         )
+        self.trained_turns = trained_turns
         self.tokenizer_source = tokenizer
         self.tokenizer_revision = tokenizer_revision
         self.trust_remote_code = trust_remote_code

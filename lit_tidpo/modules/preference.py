@@ -341,6 +341,9 @@ class PreferenceModule(ReferencedModule):
         evaluates = stage == "fit" or self.evaluation == "objective"
         if stage != "predict" and evaluates and not _is_paired(self.trainer):
             self.objective.check_single_responses()
+        if "anchor" in self.objective.needs:
+            turns = getattr(getattr(self.trainer, "datamodule", None), "trained_turns", "single")
+            self.anchor.check_turns(turns == "all")
         if stage == "fit":
             for cache in self._caches.values():
                 cache.clear()

@@ -55,6 +55,22 @@ class AnchorOptions:
         if self.source == "prompt" and self.prefix_fraction != 0.5:
             raise InputError("anchor.prefix_fraction has no effect with anchor.source='prompt'")
 
+    def check_turns(self, several: bool) -> None:
+        """Refuse prefixes of responses that hold turns of others.
+
+        Args:
+            several: Whether there may be such responses.
+
+        Raises:
+            InputError: If there may, and anchors go on from prefixes.
+        """
+        if several and self.source == "chosen_prefix":
+            raise InputError(
+                "anchor.source='chosen_prefix' cannot go on from responses of several turns "
+                "(data.trained_turns=all), whose prefix may end in a turn of the user: set "
+                "anchor.source=prompt"
+            )
+
 
 def window_batches(reuse_steps: int, accumulated: int) -> int:
     """Batches whose anchors are sampled in one go.

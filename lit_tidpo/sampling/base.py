@@ -11,7 +11,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_tidpo.devices.host_rows import HostRows, Rows, to_device
-from lit_tidpo.errors import InputError
 from lit_tidpo.models.quirks.generation import end_ids
 from lit_tidpo.plugins.component import Component
 from lit_tidpo.structures import ResponseBatch
@@ -61,12 +60,7 @@ def context_lengths(rows: Rows, options: AnchorOptions) -> Tensor:
     """
     if options.source == "prompt":
         return rows.prompt_lengths
-    if rows.context is not None:
-        raise InputError(
-            "anchor.source='chosen_prefix' cannot go on from responses of several turns "
-            "(data.trained_turns=all), whose prefix may end in a turn of the user: set "
-            "anchor.source=prompt"
-        )
+    options.check_turns(rows.context is not None)
     responses = rows.lengths - rows.prompt_lengths
     # At least one token of the response stays to be sampled.
     prefix = (responses * options.prefix_fraction).long().clamp(max=responses - 1)
