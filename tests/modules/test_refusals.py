@@ -23,6 +23,7 @@ from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.sparse_po_loss import SparsePOLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.seeding import seeded
 from lit_tidpo.strategies.model_parallel import ModelParallel, split_matrices
 from lit_tidpo.testing import tiny_batch, tiny_policy
@@ -309,3 +310,10 @@ def test_sizes_that_do_not_make_the_processes_are_refused(data, ways):
     strategy = ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=ways)
     with pytest.raises(InputError, match=f"tensor_parallel_size={ways} with 3 processes"):
         ModelParallel(strategy).settle(3)
+
+
+def test_anchors_from_prefixes_of_several_turns_are_refused_at_set_up(source, model_folder):
+    data = make_data(source, model_folder, trained_turns="all")
+    module = make_module(model_folder, anchor=AnchorOptions(source="chosen_prefix"))
+    with pytest.raises(InputError, match=r"anchor.source='chosen_prefix' cannot go on"):
+        quiet_trainer(max_steps=1).fit(module, data)
