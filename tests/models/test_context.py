@@ -15,7 +15,9 @@ from lit_tidpo.losses.base import LossContext
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.models.kept_logps import row_keys
 from lit_tidpo.models.layout import choose_layout
+from lit_tidpo.models.models import Models
 from lit_tidpo.models.reference import InstructedModel
+from lit_tidpo.objective import Objective
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.sampling.base import context_lengths
 from lit_tidpo.structures import joined
@@ -63,11 +65,14 @@ def test_log_ratios_and_the_loss_are_those_of_the_trained_tokens(batch, layout):
     torch.testing.assert_close(found.double(), by_hand, atol=1e-5, rtol=1e-5)
 
 
-def test_importance_is_zero_on_context(batch):
-    results = run(tiny_policy(), batch, GradientImportance().needs)
-    scores = GradientImportance().scores(results).masked_fill(~results.mask, 0.0)
-    assert bool((scores[batch.context] == 0).all())
-    assert scores[results.mask].count_nonzero() >= results.mask.sum() - len(scores)
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared_prompt"])
+def test_weights_are_zero_on_context_and_one_in_the_mean_elsewhere(batch, layout):
+    policy, estimator = tiny_policy(), GradientImportance()
+    assert choose_layout(layout, [policy], estimator.needs) == layout
+    objective = Objective(estimator, "mean", {"dpo": DPOLoss(weighted=True)}, {})
+    weights = objective.explain(Models(policy, {}, layout=layout), batch).values["weights"]
+    assert not weights[~batch.response_mask].any()
+    torch.testing.assert_close(weights.sum(-1), batch.response_mask.sum(-1).float())
 
 
 def test_parts_of_a_batch_keep_their_context(batch):
