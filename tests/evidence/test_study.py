@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 EXTENT = {
     "seeds": [0, 1],
     "trained_detectors": False,
-    "rows": 8,
-    "other_rows": 50,
-    "detail_rows": 3,
+    "rows": 4,
+    "other_rows": 20,
+    "detail_rows": 2,
     "cost_pairs": 2,
     "cost_repeats": 1,
     "unseen": [],

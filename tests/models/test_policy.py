@@ -324,7 +324,7 @@ def test_compiled_layers_give_the_same_steps(tmp_path, monkeypatch, backend, opt
         found.append([output.loss.detach(), output.weights, logps, *gradients])
         layers = inner_model(module.built_policy).model.layers
         assert all((layer._compiled_call_impl is not None) == compiled for layer in layers)
-    limits = {"rtol": 2e-2, "atol": 2e-2} if "dtype" in options else {"rtol": 1e-4, "atol": 1e-6}
+    limits = {"rtol": 2e-2, "atol": 2e-2} if "dtype" in options else {"rtol": 1e-4, "atol": 5e-6}
     assert len(found[0]) == len(found[1]) > 4
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, **limits)

@@ -1,7 +1,7 @@
 """The configuration of each method as a short life: fit, resume, validate, predict.
 
 ``python -m modules.method_lives MODEL_FOLDER OTHER_FOLDER SOURCE RESULTS [NAMES...]`` runs all, or
-those named, on two processes, one after the other.
+those named, on two processes, one after the other. All ran so once; the test repeats the KINDS.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from .runs import Recorder, make_data, parameters, quiet_trainer
 
 METHODS = sorted((Path(__file__).parents[2] / "configs" / "methods").glob("*.yaml"))
+KINDS = [
+    *("aot", "bco", "beta_dpo", "conf_po", "dpo", "kto", "odpo", "orpo", "plackett_luce", "sepo"),
+    *("sft", "sparse_po", "tbpo_q", "tgdpo", "tis_dpo", "tpo", "triplet", "weighted_dpo"),
+]
+"""One of each kind of loss, for the test; the others differ from one of these by a formula."""
 GLOBAL_BATCH = 4
 # The optimizers of the methods move parameters by 1e-6: no difference would show.
 STEEP = [
