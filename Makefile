@@ -10,7 +10,7 @@ quickstart: $(VENV)/.run
 	$(BIN)/lit-tidpo fit --config configs/quickstart.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
