@@ -33,6 +33,7 @@ from torch.profiler import profile as profiler
 from benchmarks import gpu_checks, ours, suite, worker
 from benchmarks.contestants import CONTESTANTS
 from benchmarks.workloads import WORKLOADS
+from lit_tidpo.devices.placement import default_device
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -53,10 +54,6 @@ LIMITS = {
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _group(place: int, tiny: bool) -> suite.Group:
     return (suite.TINY_GPU if tiny else suite.GPU)[place]
 
@@ -65,7 +62,7 @@ def environment(write: Write, limit: float, tiny: bool) -> None:
     """The machine and the versions; and the weights and rows that the other parts train on."""
     names = ("torch", "transformers", "lightning", "trl", "peft", "triton", "liger-kernel")
     found = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
-    is_gpu = _device() == "cuda"
+    is_gpu = default_device() == "cuda"
     machine = {
         "device": torch.cuda.get_device_name() if is_gpu else platform.processor(),
         "memory_gb": torch.cuda.mem_get_info()[1] / 1e9 if is_gpu else None,
@@ -80,7 +77,7 @@ def environment(write: Write, limit: float, tiny: bool) -> None:
 
 def correctness(write: Write, limit: float, tiny: bool) -> None:
     """What :mod:`benchmarks.gpu_checks` compares."""
-    write(gpu_checks.correctness(_device()))
+    write(gpu_checks.correctness(default_device()))
 
 
 def benchmark(place: int, rounds: int, write: Write, limit: float, tiny: bool) -> None:
@@ -112,7 +109,7 @@ def _measured(group: suite.Group, name: str, counted: bool) -> dict[str, Any]:
     """One turn of a contestant, on a card that its forerunners have left."""
     gc.collect()
     held = 0
-    if _device() == "cuda":
+    if default_device() == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
@@ -158,7 +155,7 @@ def _losses(group: suite.Group, runs: suite.Runs) -> dict[str, Any]:
 
 def profile(contestant: str, write: Write, limit: float, tiny: bool) -> None:
     """Where the time of one step goes."""
-    group, device = _group(0, tiny), _device()
+    group, device = _group(0, tiny), default_device()
     load = WORKLOADS[group.workload]
     # The CPU's side of each operation would slow it down; calls of the driver come with the GPU's.
     is_gpu = device == "cuda"

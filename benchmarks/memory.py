@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.worker import peak_memory
+from lit_tidpo.devices.placement import default_device
 from lit_tidpo.losses.dpo_loss import DPOLoss
-from lit_tidpo.memory.estimate import CPU_LIBRARIES, Estimator
+from lit_tidpo.memory.estimate import Estimator, libraries_on
 from lit_tidpo.memory.rows import PairLengths, pairs_batch
 from lit_tidpo.memory.step import DrySteps
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
@@ -93,10 +94,9 @@ def compare(folder: str, name: str, found: Any) -> None:
     real, before = save_model(folder, "real"), peak_memory()
     train(real, name, PAIRS)
     measured = peak_memory() - before
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device()
     steps = DrySteps(module(real, name), RUNS[name][2], 1, device)
-    libraries = CPU_LIBRARIES if device == "cpu" else 0
-    estimate = Estimator(steps, libraries=libraries).total(PAIRS)
+    estimate = Estimator(steps, libraries=libraries_on(device)).total(PAIRS)
     found.put({"run": name, "estimate": estimate, "measured": measured})
 
 

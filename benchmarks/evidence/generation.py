@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.evidence.data import Row, rows_of
 from benchmarks.evidence.published import answer
 from lit_tidpo.assets.build.arithmetic import is_right
+from lit_tidpo.devices.placement import default_device
 from lit_tidpo.metrics.diversity import DistinctNGrams, SelfBLEU, TokenEntropy
 
 _AT_ONCE = 16  # rows whose logits are held
@@ -86,7 +87,7 @@ class _Writer:
 
     def __init__(self, path: str, tokens: int) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(path, padding_side="left")
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = default_device()
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.model = model.to(self.device).eval()
         self.tokens = tokens

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_tidpo.callbacks.places import log_folder
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.kept_logps import row_keys
-from lit_tidpo.modules.runtime import data_share, from_all_ranks
+from lit_tidpo.modules.runtime import data_share, from_all_ranks, told_by_data
 from lit_tidpo.structures import Prediction
 
 
@@ -55,7 +55,7 @@ def prediction_rows(prediction: Prediction, tokenizer: Any) -> Iterator[dict[str
 
 def tokenizer_of(trainer: Trainer) -> Any:
     """Tokenizer of the run's data; None where they are plain loaders."""
-    return getattr(getattr(trainer, "datamodule", None), "tokenizer", None)
+    return told_by_data(trainer, "tokenizer", None)
 
 
 class TokenWriter(Callback):

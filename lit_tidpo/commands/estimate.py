@@ -14,7 +14,7 @@ from lit_tidpo.commands.training import TidpoCLI
 from lit_tidpo.data.datamodule import PreferenceDataModule
 from lit_tidpo.devices.placement import default_device
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.memory.estimate import CPU_LIBRARIES, Estimator
+from lit_tidpo.memory.estimate import Estimator, libraries_on
 from lit_tidpo.memory.rows import PairLengths, largest_batch
 from lit_tidpo.memory.sharing import SHARING
 from lit_tidpo.memory.step import DrySteps
@@ -92,8 +92,7 @@ class _Estimate:
                 pairs = largest_batch(datamodule)
         device = default_device()
         steps = DrySteps(model, self.precision, self.accumulated, device)
-        libraries = CPU_LIBRARIES if device == "cpu" else 0
-        estimator = Estimator(steps, self.strategy, self.devices, libraries)
+        estimator = Estimator(steps, self.strategy, self.devices, libraries_on(device))
         self._print(estimator, pairs)
 
     def _print(self, estimator: Estimator, pairs: Sequence[PairLengths]) -> None:

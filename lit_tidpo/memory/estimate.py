@@ -25,13 +25,23 @@ LINES = (
 )
 """What memory is for, in the order of the table."""
 
-CPU_LIBRARIES = 85 * 10**6
-"""Bytes that a process on a CPU takes for a run beside its tensors, whatever is trained: buffers of
-libraries, and pieces that the C library keeps. The mean of six runs of ``benchmarks/memory.py``."""
+_CPU_LIBRARIES = 85 * 10**6
 
 _MOST_PAIRS = 2**16
 _PROBED_TOKENS = 1024
 """Tokens of the first batch whose size is looked at."""
+
+
+def libraries_on(device: str) -> int:
+    """Bytes that a process takes for a run beside its tensors, whatever is trained.
+
+    On a CPU buffers of libraries, and pieces that the C library keeps: the mean of six runs of
+    ``benchmarks/memory.py``. On a GPU nothing was measured.
+
+    Args:
+        device: Kind of device.
+    """
+    return _CPU_LIBRARIES if device == "cpu" else 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
@@ -37,6 +36,7 @@ from lit_tidpo.modules.runtime import (
     from_all_ranks,
     give_widths,
     outside_inference,
+    told_by_data,
     zero_loss,
 )
 from lit_tidpo.objective import Objective, ObjectiveValues
@@ -339,10 +339,10 @@ class PreferenceModule(ReferencedModule):
         """Check the strategy, and forget what an earlier fit kept; a checkpoint comes after."""
         super().setup(stage)
         evaluates = stage == "fit" or self.evaluation == "objective"
-        if stage != "predict" and evaluates and not _is_paired(self.trainer):
+        if stage != "predict" and evaluates and not told_by_data(self.trainer, "is_paired", True):
             self.objective.check_single_responses()
         if "anchor" in self.objective.needs:
-            turns = getattr(getattr(self.trainer, "datamodule", None), "trained_turns", "single")
+            turns = told_by_data(self.trainer, "trained_turns", "single")
             self.anchor.check_turns(turns == "all")
         if stage == "fit":
             for cache in self._caches.values():
@@ -362,8 +362,8 @@ class PreferenceModule(ReferencedModule):
             )
         self._left_out = False
         if "anchor" in self.objective.needs:
-            data = getattr(self.trainer, "datamodule", None)
-            self.sampler.learn_ends(self.built_policy, getattr(data, "response_ends", frozenset()))
+            taught = told_by_data(self.trainer, "response_ends", frozenset())
+            self.sampler.learn_ends(self.built_policy, taught)
         if self.kept_weights.refresh_every != 0 or self.kept_weights.is_filled:
             return
         share = rank_share(self.trainer.train_dataloader, self.trainer, "importance_every=0")
@@ -472,8 +472,3 @@ class PreferenceModule(ReferencedModule):
                 states = [states[self.global_rank]]
             for state in states:
                 cache.update(state)
-
-
-def _is_paired(trainer: Trainer) -> bool:
-    """Whether the run's data hold pairs, as far as a data module tells."""
-    return bool(getattr(getattr(trainer, "datamodule", None), "is_paired", True))

@@ -35,6 +35,17 @@ def data_share(trainer: Trainer | None) -> dict[str, Any]:
     return {"num_replicas": 1, "rank": 0} if share is None else share
 
 
+def told_by_data(trainer: Trainer, name: str, default: Any) -> Any:
+    """What the run's data module says of itself; loaders of one's own say nothing.
+
+    Args:
+        trainer: The Trainer.
+        name: Attribute of :class:`lit_tidpo.data.PreferenceDataModule`.
+        default: What holds where there is no such attribute.
+    """
+    return getattr(getattr(trainer, "datamodule", None), name, default)
+
+
 def from_all_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
     """Collect a value of every rank, in the order of the ranks."""
     if not (dist.is_available() and dist.is_initialized()):

@@ -11,6 +11,7 @@ from lit_tidpo.models.models import Models
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.base import PolicyModule
 from lit_tidpo.modules.learning_rate import LRSchedule
+from lit_tidpo.modules.runtime import told_by_data
 from lit_tidpo.seeding import seeded
 from lit_tidpo.structures import ResponseBatch
 
@@ -42,7 +43,7 @@ class SFTModule(PolicyModule):
     def setup(self, stage: str) -> None:
         """Refuse data without chosen responses."""
         super().setup(stage)
-        if not getattr(getattr(self.trainer, "datamodule", None), "is_paired", True):
+        if not told_by_data(self.trainer, "is_paired", True):
             raise InputError(
                 "sft trains on the chosen responses of pairs, but the data hold single responses "
                 "with a label: put a good and a bad one to the same prompt into one row"
