@@ -42,6 +42,16 @@ class TrainingClock(Callback):
             logger.save()
 
 
+class HalfwayCheckpoint(Callback):
+    """Keeps the policy after half of the steps beside the last one, as ``halfway.ckpt``."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save it once, when the step that was due has been made."""
+        path = Path(trainer.default_root_dir) / "halfway.ckpt"
+        if trainer.global_step == trainer.estimated_stepping_batches // 2 and not path.exists():
+            trainer.save_checkpoint(path, weights_only=True)
+
+
 def run_cell(
     folder: Path,
     configs: list[dict[str, Any]],

@@ -3,7 +3,7 @@
 ::
 
     python -m benchmarks.evidence.real run      # what has no result yet, in the grid's order
-    python -m benchmarks.evidence.real study    # the estimators, before and after plain DPO
+    python -m benchmarks.evidence.real study    # the estimators, before, during and after plain DPO
     python -m benchmarks.evidence.real collect  # what is complete, to real.json
     python -m benchmarks.evidence.real report   # real.json to docs/findings.md and docs/choosing.md
 """
@@ -71,7 +71,7 @@ def run(grid: Grid, folder: Path, workers: int, minutes: float | None) -> None:
 
 
 def study(grid: Grid, folder: Path, workers: int) -> None:
-    """Measure the estimators before training, and after it where cells have been run."""
+    """Measure the estimators before plain DPO, during and after it where cells have been run."""
     run_units(starts_of(grid, folder), folder, workers)
     units = [unit for depths in measurements(grid, folder).values() for unit in depths.values()]
     run_units([unit for unit in units if policies_exist(unit)], folder, workers)

@@ -21,6 +21,7 @@ PARTS = {  # source and depth: title, and what intervals are over
     ("code_4m", "before"): ("4M, code", "modules"),
     ("code", "before"): ("135M, code", "modules"),
     ("gsm8k", "before"): ("135M, GSM8K's first wrong step", "problems"),
+    ("gsm8k", "during"): ("the same halfway through DPO", "problems"),
     ("gsm8k", "after"): ("the same after DPO", "problems"),
 }
 BIASES = ("position", "frequency", "embedding_norm", "last_share", "length")

@@ -10,6 +10,7 @@ from benchmarks.evidence.runner import Unit
 
 CODE = "defects/*.py data.py intervals.py"
 STUDY = "configs/evidence/real/defects.yaml"
+CHECKPOINTS = {"during": "halfway.ckpt", "after": "policy.ckpt"}  # of a cell
 LEFT_OUT = {  # what needs a model of its own, and integrated gradients, 12 times a gradient's cost
     "detector",
     "gradient max_logit integrated",
@@ -18,9 +19,10 @@ LEFT_OUT = {  # what needs a model of its own, and integrated gradients, 12 time
 
 
 def measurements(grid: Grid, folder: Path) -> dict[str, dict[str, Unit]]:
-    """By source and depth, ``before`` or ``after`` plain DPO, the unit that measures.
+    """By source and depth (``before``, ``during`` or ``after`` plain DPO) the unit that measures.
 
-    Those after it take the policies of the grid's cells. A grid without a source's task has none.
+    Those after the start take the policies of the grid's cells. A grid without a source's task has
+    none.
     """
     study, shipped = read_yaml(STUDY), read_yaml("configs/evidence/defects.yaml")
     starts = dict(zip(grid.tasks, starts_of(grid, folder), strict=True))
@@ -42,11 +44,13 @@ def measurements(grid: Grid, folder: Path) -> dict[str, dict[str, Unit]]:
             "extent": study["extent"],
         }
         trained = {
-            unit.key: str(folder / unit.key / "policy.ckpt")
+            unit.key: folder / unit.key
             for (entry, _), unit in cells.items()
             if (entry[0], *entry[2:]) == (source["task"], "dpo", "default") and source["trained"]
         }
-        depths = {"before": [], **({"after": [*trained.values()]} if trained else {})}
+        depths: dict[str, list[str]] = {"before": []}
+        for depth, file in CHECKPOINTS.items() if trained else ():
+            depths[depth] = [str(cell / file) for cell in trained.values()]
         units[name] = {
             depth: Unit(
                 f"the estimators on {name}, {depth}",

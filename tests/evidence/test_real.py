@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+import torch
 import yaml
 
 from benchmarks.evidence import real, real_report, runner
@@ -41,7 +42,7 @@ def tiny(published_folder, tmp_path, monkeypatch):
     task["start"]["data"] |= {"rows": {"train": 1}}
     task["start"]["args"] = ["--trainer.limit_val_batches=0"]
     task["generation"] |= {"answered_prompts": 1, "sampled_prompts": 1, "samples": 2, "tokens": 4}
-    task["args"] = ["--data.batch_size=1"]
+    task["args"] = ["--data.batch_size=1", "--trainer.accumulate_grad_batches=1"]
     table = {"title": "T", "methods": ["dpo"], "measures": {"headline": ""}}
     base = "configs/evidence/real/gpu.yaml"
     content = {"base": base, "seeds": [0], "tasks": {"gsm8k": task}, "tables": {"t": table}}
@@ -60,7 +61,12 @@ def test_the_full_size_grid_runs_at_tiny_sizes_and_keeps_what_it_made(tiny, tmp_
     for unit in cells.values():
         kept = unit.result(tmp_path / "runs")["result"]
         assert {"test/answers/right", "kl/sampled", "length/greedy"} <= kept["metrics"].keys()
-        assert (tmp_path / "runs" / unit.key / "policy.ckpt").is_file()
+        weights = [
+            torch.load(tmp_path / "runs" / unit.key / file)["state_dict"]
+            for file in ("halfway.ckpt", "policy.ckpt")
+        ]
+        assert weights[0].keys() == weights[1].keys()
+        assert any(not torch.equal(half, weights[1][name]) for name, half in weights[0].items())
         assert not (tmp_path / "runs" / unit.key / "model").exists()
     found = real.collected(grid, tmp_path / "runs")
     about = found["provenance"]
@@ -156,7 +162,7 @@ def test_after_training_is_measured_where_cells_were_run(published_folder, tmp_p
     monkeypatch.setattr("benchmarks.evidence.published.split_rows", lambda *_: {"test": []})
     units = measurements(read_grid(CONFIGS / "real/grid.yaml"), tmp_path)
     assert {name: [*depths] for name, depths in units.items()} == {
-        "gsm8k": ["before", "after"], "code": ["before"], "code_4m": ["before"],
+        "gsm8k": ["before", "during", "after"], "code": ["before"], "code_4m": ["before"],
     }  # fmt: skip
     assert len(units["gsm8k"]["after"].arguments["policies"]) == 3
     assert policies_exist(units["gsm8k"]["before"])
