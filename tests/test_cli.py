@@ -1,9 +1,7 @@
 """The commands, as a user types them: what they write, and one clear error for each bad input."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -385,46 +383,6 @@ def test_two_runs_that_start_together_log_apart(command, tmp_path, monkeypatch):
         )
     folders = sorted(file.parent.name for file in (tmp_path / "runs").rglob("metrics.csv"))
     assert folders == ["version_0", "version_1"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
-def test_two_sharded_processes_and_what_one_makes_of_their_checkpoint(command, tmp_path, capsys):
-    """By the command line, with the shipped configuration: fit, then validate and export alone."""
-    configuration = Path(__file__).parents[1] / "configs" / "strategies" / "fsdp2.yaml"
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    words = [sys.executable, "-W", "ignore", "-m", "lit_tidpo", "fit", "--config", configuration]
-    words += ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_steps=1"]
-    words += ["--trainer.logger=false", f"--trainer.default_root_dir={tmp_path / 'runs'}", *FAST]
-    words += ["--trainer.limit_val_batches=0", "--model.policy.path=builtin:policy"]
-    words += ["--data.source=data.jsonl", "--data.batch_size=2"]
-    threads = {"OMP_NUM_THREADS": "1"}
-    subprocess.run(words, cwd=tmp_path, check=True, env={**os.environ, **threads}, timeout=850)
-    (folder,) = (tmp_path / "runs").rglob("*.ckpt")
-    assert folder.is_dir()
-    command(
-        "validate",
-        *NO_FILES,
-        "--data.validation_split=train",
-        "--model.evaluation=rewards",
-        f"--ckpt_path={folder}",
-    )
-    assert "val/rewards/accuracies" in capsys.readouterr().out
-    main(["export", str(folder), str(tmp_path / "exported")])
-    exported = LlamaForCausalLM.from_pretrained(tmp_path / "exported", dtype="float32")
-    start = LlamaForCausalLM.from_pretrained(locate("builtin:policy"), dtype="float32")
-    moved = [
-        not torch.equal(one, other)
-        for one, other in zip(exported.parameters(), start.parameters(), strict=True)
-    ]
-    assert all(moved)
-    with pytest.raises(SystemExit):
-        command("fit", *NO_FILES, f"--ckpt_path={folder}")
-    assert "is a folder, whose optimizer the strategy that wrote it" in capsys.readouterr().err
-    (folder / "meta.pt").unlink()
-    with pytest.raises(SystemExit):
-        main(["export", str(folder), str(tmp_path / "again")])
-    assert "is no checkpoint: expected a file, or a folder with" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -26,16 +26,9 @@ FEW = {"train": 2, "validation": 1, "test": 1}
 
 
 @pytest.fixture
-def tiny(published_folder, tmp_path, monkeypatch):
-    """The full-size grid at sizes of a row or two, and units in this process."""
-
-    def here(unit, folder, end):
-        own = folder / unit.key
-        own.mkdir(parents=True)
-        runner._run(unit, own)
-        return True
-
-    monkeypatch.setattr(runner, "_start", here)
+def tiny(published_folder, run_here, tmp_path, monkeypatch):
+    """The full-size grid at sizes of a row or two."""
+    monkeypatch.setattr(runner, "_start", run_here)
     monkeypatch.setenv("EVIDENCE_MODEL", str(locate("builtin:policy")))
     task = read_yaml("configs/evidence/real/gpu.yaml")["tasks"]["gsm8k"]
     task["data"] |= {"rows": FEW}

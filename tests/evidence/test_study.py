@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
+from benchmarks.evidence import runner
 from benchmarks.evidence.__main__ import EVIDENCE
 from benchmarks.evidence.defects.study import measurement, trainings
 from benchmarks.evidence.grid import read_yaml
@@ -40,21 +40,24 @@ def study():
 
 
 @pytest.fixture(scope="module")
-def results(study, tmp_path_factory):
-    """Measured twice, by policies that were trained once."""
-    folder = tmp_path_factory.mktemp("study")
-    run_units([unit for units in trainings(study).values() for unit in units], folder, 2)
-    unit, found = measurement(study, folder), []
-    for _ in range(2):
-        run_units([unit], folder, 1)
-        found.append(unit.result(folder)["result"])
-        shutil.rmtree(folder / unit.key)
-    return found
+def folder(study, run_here, tmp_path_factory):
+    """With the policies."""
+    place = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "_start", run_here)
+        run_units([unit for units in trainings(study).values() for unit in units], place, 1)
+        yield place
+
+
+def measured(study, folder):
+    unit = measurement(study, folder)
+    run_units([unit], folder, 1)
+    return unit.result(folder)["result"]
 
 
 @pytest.fixture(scope="module")
-def result(results):
-    return results[0]
+def result(study, folder):
+    return measured(study, folder)
 
 
 def test_every_estimator_has_its_figures(result):
@@ -93,9 +96,15 @@ def test_the_recorded_study_has_the_same_tables(result):
         assert result["defects"][table].keys() >= recorded["defects"][table].keys()
 
 
-def test_measuring_again_gives_the_same_but_for_the_clock(results):
-    for found in results:
-        del found["defects"]["cost"]
-        for estimator in found["estimators"].values():
-            del estimator["cost"]
-    assert results[0] == results[1]
+def test_measuring_a_few_again_gives_the_same_but_for_the_clock(study, folder, result):
+    few = {"random", "detector", "rarity", "gradient max_logit", "surprisal policy"}
+    options = {
+        key: {name: each for name, each in study[key].items() if name in few}
+        for key in ("estimators", "mitigations")
+    }
+    again = measured({**study, **options}, folder)
+    assert again["estimators"].keys() == few
+    for name, found in again["estimators"].items():
+        assert {**found, "cost": 0} == {**result["estimators"][name], "cost": 0}
+    first, second = (each["defects"]["mitigations"] for each in (result, again))
+    assert second["trained"]["gradient max_logit"] == first["trained"]["gradient max_logit"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,17 @@ def test_one_process_goes_on_from_a_file(lives, model_folder, source, tmp_path):
     command("fit", model_folder, source, tmp_path, path)
     one = exported(lives / "one" / "ddp" / "fit" / "step=4.ckpt")
     assert_close(exported(tmp_path / "step=4.ckpt"), one)
+
+
+def test_a_folder_is_told_from_a_file_and_from_half_a_folder(
+    lives, model_folder, source, tmp_path, capsys
+):
+    folder = lives / "fsdp2" / "fit" / "step=2.ckpt"
+    with pytest.raises(SystemExit):
+        command("fit", model_folder, source, tmp_path, f"--ckpt_path={folder}")
+    assert "is a folder, whose optimizer the strategy that wrote it" in capsys.readouterr().err
+    half = shutil.copytree(folder, tmp_path / "half.ckpt")
+    (half / "meta.pt").unlink()
+    with pytest.raises(SystemExit):
+        main(["export", str(half), str(tmp_path / "exported")])
+    assert "is no checkpoint: expected a file, or a folder with" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -180,6 +181,12 @@ def test_the_naive_baseline_has_the_loss_of_the_module():
         torch.testing.assert_close(gradient / scale, gradients[0] / scale, atol=1e-4, rtol=0)
 
 
+@functools.cache
+def operations(contestant):
+    """Of four steps of the tiny workload, in a process of its own."""
+    return run("tiny", contestant, 4, None, "flops")
+
+
 @pytest.mark.slow
 def test_both_sides_train_on_the_same_losses():
     """A tiny workload end to end, each contestant in a process of its own."""
@@ -187,7 +194,7 @@ def test_both_sides_train_on_the_same_losses():
     group = Group("tiny", 4, (row,))
     check_losses(group)
     runs = {name: [run("tiny", name, 4, None, "time")] for name in group.contestants}
-    flops = {name: run("tiny", name, 4, None, "flops") for name in group.contestants}
+    flops = {name: operations(name) for name in group.contestants}
     result = summarise(row, group, runs, flops)
     assert result["flops_ratio"] > 1.5  # half the prompts, and logits of responses alone
     assert report.line(result).count("|") == 11
@@ -196,10 +203,8 @@ def test_both_sides_train_on_the_same_losses():
 @pytest.mark.slow
 def test_importance_and_shared_prompts_cost_the_operations_that_were_counted_by_hand():
     """Operations do not depend on the machine, so they are asserted here and times are not."""
-    flops = {
-        name: run("tiny", name, 4, None, "flops")["flops"]
-        for name in ("plain", "plain_padded", "importance")
-    }
+    names = ("plain", "plain_padded", "importance")
+    flops = {name: operations(name)["flops"] for name in names}
     assert flops["plain"] < 0.8 * flops["plain_padded"]
     assert flops["importance"] < 1.35 * flops["plain"]
 
