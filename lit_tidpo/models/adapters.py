@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import locate
@@ -90,6 +91,12 @@ def with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
             raise InputError(f"policy.adapter={adapter!r} lacks tensors: {text}") from error
     check_untied(adapted)
     return adapted
+
+
+def frozen_names(module: nn.Module) -> set[str]:
+    """Names of the weights that are not trained, of tied ones all that they have."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {name for name, value in named if not value.requires_grad}
 
 
 def _import_peft() -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.locations import locate
+from lit_tidpo.models.adapters import frozen_names
 from lit_tidpo.models.checkpoint_io import check_whole, read_folder, unreadable
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.policy import PolicyConfig, lora_options
@@ -130,8 +131,8 @@ def _restored(config: PolicyConfig, saved: dict[str, Any], checkpoint: Path) -> 
     policy: Any = build_policy(dataclasses.replace(config, init=init, disable_dropout=False))
     weights = {key[len(_PREFIX) :]: saved[key] for key in saved if key.startswith(_PREFIX)}
     if not config.save_frozen:
-        frozen = {key for key, value in policy.named_parameters() if not value.requires_grad}
-        weights |= {key: value for key, value in policy.state_dict().items() if key in frozen}
+        state = policy.state_dict()
+        weights |= {name: state[name] for name in frozen_names(policy)}
     with explained(f"checkpoint {str(checkpoint)!r} does not fit the model {config.path!r}"):
         policy.load_state_dict(weights)
     return policy

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_tidpo.errors import InputError, check_choice, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
+from lit_tidpo.models.adapters import frozen_names
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.callback_checks import check_callbacks, check_finders
@@ -198,13 +199,10 @@ class PolicyModule(LightningModule):
             checkpoint["optimizer"] = kept_settings(self.family.inner_optimizer(optimizer))
         if not self.policy_config.save_frozen:
             state = checkpoint["state_dict"]
-            for frozen in self._frozen_names():
+            for frozen in frozen_names(self):
                 # with the scales that bitsandbytes puts below a weight's name
                 for name in [n for n in state if n == frozen or n.startswith(f"{frozen}.")]:
                     del state[name]
-
-    def _frozen_names(self) -> list[str]:
-        return [name for name, value in self.named_parameters() if not value.requires_grad]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the checkpoint's optimizer the settings of this run, where they are others.
@@ -232,7 +230,7 @@ class PolicyModule(LightningModule):
         ):
             if not self.policy_config.save_frozen:
                 own = self.state_dict()
-                state_dict = {**{name: own[name] for name in self._frozen_names()}, **state_dict}
+                state_dict = {**{name: own[name] for name in frozen_names(self)}, **state_dict}
             return super().load_state_dict(state_dict, strict, assign)
 
     @property

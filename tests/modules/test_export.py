@@ -27,6 +27,7 @@ from .runs import (
     logits,
     make_data,
     make_module,
+    write_model,
 )
 
 pytestmark = QUIET
@@ -210,9 +211,9 @@ def test_an_export_that_is_not_the_policy_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "lora",
+    ("lora", "tied"),
     [
-        pytest.param(LoraOptions(r=2), id="lora"),
+        pytest.param(LoraOptions(r=2), True, id="tied"),
         pytest.param(
             LoraOptions(
                 r=2,
@@ -222,12 +223,14 @@ def test_an_export_that_is_not_the_policy_is_refused_and_leaves_nothing(
                 rank_pattern={"q_proj": 4},
                 alpha_pattern={"v_proj": 3},
             ),
+            False,
             id="all",
         ),
     ],
 )
-def test_an_adapter_travels_alone(model_folder, source, batch, tmp_path, lora):
+def test_an_adapter_travels_alone(source, batch, tmp_path, lora, tied):
     """From a checkpoint that holds no other weights, to be loaded by peft itself."""
+    model_folder = write_model(tmp_path / "base", tie_word_embeddings=tied)
     policy = {"lora": lora, "save_frozen": False}
     checkpoint, module = fitted(model_folder, source, tmp_path / "saved", policy)
     names = torch.load(checkpoint, weights_only=True)["state_dict"]
