@@ -53,6 +53,7 @@ def test_zst_without_its_package_is_refused(tmp_path, monkeypatch):
         (b"nonsense", "cannot be unpacked"),
         (gzip.compress(b'{"a": 1}\n{\n'), r"pairs.jsonl.gz' line 2 is not JSON"),
     ],
+    ids=["cut", "not packed", "not JSON"],  # a packed text has the time in it
 )
 def test_a_broken_compressed_file_is_told(tmp_path, content, words):
     (tmp_path / "pairs.jsonl.gz").write_bytes(content)
