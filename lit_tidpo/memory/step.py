@@ -149,7 +149,7 @@ class DrySteps:
         anchors = known = None
         if "anchor" in objective.needs:
             anchors = self._anchors(batch)
-        if module.kept_weights.refresh_every == 0 and "weights" in objective.needs:
+        if module.token_weights.are_precomputed and "weights" in objective.needs:
             known = {"weights": torch.zeros(batch.input_ids.shape)}
         return objective.evaluate(module.models, batch, anchors, known).loss.mean()
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_tidpo.errors import InputError, NonFiniteError, check_choice
 from lit_tidpo.functional.importance import Scale
 from lit_tidpo.importance.base import ImportanceEstimator, walk
-from lit_tidpo.importance.kept_weights import KeptWeights
 from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.metrics.example_means import ExampleMeans
 from lit_tidpo.metrics.quantities import (
@@ -26,11 +24,9 @@ from lit_tidpo.metrics.quantities import (
 )
 from lit_tidpo.models.layout import LayoutChoice
 from lit_tidpo.models.policy import ModelOptions, PolicyConfig
-from lit_tidpo.models.quirks.modes import evaluating
 from lit_tidpo.models.reference import OtherModel, check_compatible
 from lit_tidpo.modules.attribution import attributable, takes_gradients
 from lit_tidpo.modules.learning_rate import LRSchedule
-from lit_tidpo.modules.rank_share import rank_share, response_batches
 from lit_tidpo.modules.referenced import ReferencedModule
 from lit_tidpo.modules.runtime import (
     from_all_ranks,
@@ -39,6 +35,7 @@ from lit_tidpo.modules.runtime import (
     told_by_data,
     zero_loss,
 )
+from lit_tidpo.modules.token_weights import TokenWeights
 from lit_tidpo.objective import Objective, ObjectiveValues
 from lit_tidpo.pair_cache import PairCache
 from lit_tidpo.plugins.registry import IMPORTANCE, LOSSES, load
@@ -49,7 +46,7 @@ from lit_tidpo.sampling.kept_samples import KeptSamples
 from lit_tidpo.schedules import Scalar, value_at
 from lit_tidpo.seeding import seeded
 from lit_tidpo.strategies.family import Run
-from lit_tidpo.structures import Prediction, ResponseBatch, Results
+from lit_tidpo.structures import Prediction, ResponseBatch
 
 Evaluation = Literal["objective", "rewards"]
 NonFinite = Literal["raise", "skip"]
@@ -130,18 +127,8 @@ class PreferenceModule(ReferencedModule):
     ) -> None:
         arguments = dict(locals())
         check_choice("evaluation", evaluation, Evaluation)
-        check_choice("layout", layout, LayoutChoice)
         check_choice("non_finite", non_finite, NonFinite)
-        if importance_every < 0:
-            raise InputError(f"importance_every={importance_every}: expected 0 or more")
-        if logits_at_once < 1:
-            raise InputError(f"logits_at_once={logits_at_once}: expected 1 or more")
         estimator = importance or load(IMPORTANCE, "hybrid", ImportanceEstimator)()
-        if estimator.learned and importance_every != 1:
-            raise InputError(
-                f"importance_every={importance_every} would keep weights that are trained with the "
-                "policy: expected 1"
-            )
         objective = Objective(
             estimator,
             weight_scale,
@@ -172,11 +159,10 @@ class PreferenceModule(ReferencedModule):
         self.sampler = Generation(anchor) if sampler is None else sampler
         self.sampler.options = anchor
         self.kept_samples = KeptSamples(self.sampler, anchor.reuse_steps)
-        self.kept_weights = KeptWeights(importance_every)
+        self.token_weights = TokenWeights(objective, importance_every)
         self.evaluation = evaluation
         self.non_finite = non_finite
         self._left_out = False
-        self._apart: dict[str, Tensor] | None = None
         self.skipped_steps = 0
         self._keep_means(quantity_names(objective.losses))
 
@@ -196,11 +182,6 @@ class PreferenceModule(ReferencedModule):
                 "model.importance and model.weight_scale have an effect on predict alone: no loss "
                 "asks for weights"
             )
-        if not self._has_reference:
-            rank_zero_info("No loss asks for a reference: there is none, and no rewards are logged")
-        unasked = sorted(self.model_options.keys() - self.objective.models)
-        if unasked:
-            rank_zero_warn(f"model.models has no effect for {unasked}: no component asks for them")
 
     def _take(self, policy: nn.Module, others: dict[str, OtherModel]) -> None:
         super()._take(policy, others)
@@ -226,22 +207,22 @@ class PreferenceModule(ReferencedModule):
             What the objective makes of it; its ``loss`` is inside the graph if gradients are
             enabled, or if the estimator needs them.
         """
-        with seeded(sampling_seed, batch.input_ids.device), attributable(self._takes_gradients):
+        with (
+            seeded(sampling_seed, batch.input_ids.device),
+            attributable(self.token_weights.take_gradients),
+        ):
             if batch.input_ids.is_inference():
                 batch = outside_inference(batch)
             anchors = self._anchors(batch) if "anchor" in self.objective.needs else None
-            lasting = self._lasting_weights(batch)
-            known = self._apart if lasting is None else {"weights": lasting}
+            step = self._training_step
+            kept = self.token_weights.of_earlier_steps(batch, step)
+            known = self.token_weights.apart if kept is None else {"weights": kept}
             found = self.objective.evaluate(
                 self.models, batch, anchors, known, self._step, self._share_of_run
             )
-            if self._keeps_weights and lasting is None and found.weights is not None:
-                self.kept_weights.store(batch, found.weights, self.global_step)
+            if kept is None:
+                self.token_weights.keep(batch, found.weights, step)
         return found
-
-    @cached_property
-    def _takes_gradients(self) -> bool:
-        return takes_gradients(self.objective.importance_needs)
 
     @property
     def _step(self) -> int:
@@ -256,7 +237,7 @@ class PreferenceModule(ReferencedModule):
         return value_at(self.objective.beta, self._share_of_run)
 
     def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
-        keep = self.anchor.reuse_steps > 1 and self._in_training
+        keep = self.anchor.reuse_steps > 1 and self._training_step is not None
         sampler = self.kept_samples if keep else self.sampler
         in_step = self._on_any_rank if self.family.in_step else None
         return sampler.sample(self.built_policy, batch, 1, self._step, in_step)
@@ -268,41 +249,16 @@ class PreferenceModule(ReferencedModule):
         return bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
 
     @property
-    def _in_training(self) -> bool:
-        """Whether there are steps that something can be kept for."""
-        return self.training and self._trainer is not None
-
-    @property
-    def _keeps_weights(self) -> bool:
-        return self.kept_weights.refresh_every != 1 and self._in_training
-
-    def _lasting_weights(self, batch: ResponseBatch) -> Tensor | None:
-        if not self._keeps_weights or "weights" not in self.objective.needs:
-            return None
-        return self.kept_weights.lookup(batch, self.global_step)
-
-    def _attribute_apart(
-        self, batch: ResponseBatch, seed: int | None, needs: frozenset[str]
-    ) -> None:
-        """Compute weights before the step, where its graph cannot serve attribution as well."""
-        self._apart = None
-        if not (self.family.attributes_apart and takes_gradients(needs)):
-            return
-        with seeded(seed, batch.input_ids.device), attributable(True):
-            batch = outside_inference(batch)
-            asked = self.family.run_whole(self, self._ask, batch, needs)
-            results = Results(batch, asked)
-            self.objective.weigh(results)
-        self._apart = {name: results[name] for name in ("weights", "scores")}
-
-    def _ask(self, batch: ResponseBatch, needs: frozenset[str]) -> dict[str, Tensor]:
-        return {**self.objective.ask(self.models, (batch, needs))[0]}
+    def _training_step(self) -> int | None:
+        """Optimizer step that something can be kept for; None outside training."""
+        return self.global_step if self.training and self._trainer is not None else None
 
     def on_train_batch_start(self, batch: ResponseBatch, batch_idx: int) -> None:
         """Compute the weights of the step, where the strategy asks for a pass of their own."""
         seed = self._seed_of(0, self.current_epoch, batch_idx)
-        if self._lasting_weights(batch) is None:
-            self._attribute_apart(batch, seed, self.objective.importance_needs)
+        if self.token_weights.of_earlier_steps(batch, self._training_step) is None:
+            needs = self.objective.importance_needs
+            self.token_weights.compute_apart(self, batch, seed, needs)
 
     def on_validation_batch_start(
         self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
@@ -310,7 +266,8 @@ class PreferenceModule(ReferencedModule):
         """As before a training step."""
         if self.evaluation == "objective":
             seed = self._seed_of(1, 0, batch_idx)
-            self._attribute_apart(batch, seed, self.objective.importance_needs)
+            needs = self.objective.importance_needs
+            self.token_weights.compute_apart(self, batch, seed, needs)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -318,7 +275,8 @@ class PreferenceModule(ReferencedModule):
         self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """As before a training step, whether or not a loss asks for weights."""
-        self._attribute_apart(batch, None, self.objective.importance.needs)
+        needs = self.objective.importance.needs
+        self.token_weights.compute_apart(self, batch, None, needs)
 
     # Training
 
@@ -327,10 +285,10 @@ class PreferenceModule(ReferencedModule):
         return dataclasses.replace(
             super()._run(),
             needs=asked,
-            attributes=self._takes_gradients,
+            attributes=self.token_weights.take_gradients,
             trains_attribution=takes_gradients(self.objective.needs)
-            or (self._takes_gradients and self.objective.importance.learned),
-            precomputes=self.kept_weights.refresh_every == 0,
+            or (self.token_weights.take_gradients and self.objective.importance.learned),
+            precomputes=self.token_weights.are_precomputed,
             skips_steps=self.non_finite == "skip",
             learns=any(each.requires_grad for each in self.learned.parameters()),
         )
@@ -364,21 +322,7 @@ class PreferenceModule(ReferencedModule):
         if "anchor" in self.objective.needs:
             taught = told_by_data(self.trainer, "response_ends", frozenset())
             self.sampler.learn_ends(self.built_policy, taught)
-        if self.kept_weights.refresh_every != 0 or self.kept_weights.is_filled:
-            return
-        share = rank_share(self.trainer.train_dataloader, self.trainer, "importance_every=0")
-        for batch in response_batches(share, "importance_every=0"):
-            with self.trainer.precision_plugin.forward_context():
-                self._precompute(self.trainer.strategy.batch_to_device(batch))
-        for state in from_all_ranks(self.kept_weights.state_dict()):
-            self.kept_weights.update(state)
-
-    def _precompute(self, batch: ResponseBatch) -> None:
-        models, needs = self.models, self.objective.importance_needs
-        with evaluating(models.policy):
-            (results,) = self.objective.ask(models, (batch, needs))
-        self.objective.weigh(results, share=0.0)
-        self.kept_weights.store(batch, results["weights"], step=0)
+        self.token_weights.precompute(self.trainer, self.models)
 
     def training_step(self, batch: ResponseBatch, batch_idx: int) -> Tensor:
         """Loss of the batch: mean over its pairs."""
@@ -445,13 +389,15 @@ class PreferenceModule(ReferencedModule):
     def predict_step(self, batch: ResponseBatch, batch_idx: int) -> Prediction:
         """Per-token log-ratios and importance weights of the batch, detached."""
         with attributable(takes_gradients(self.objective.importance.needs)):
-            return self.objective.explain(self.models, outside_inference(batch), self._apart)
+            return self.objective.explain(
+                self.models, outside_inference(batch), self.token_weights.apart
+            )
 
     # Checkpoints
 
     @property
     def _caches(self) -> dict[str, PairCache]:
-        return {"kept_weights": self.kept_weights, "kept_samples": self.kept_samples}
+        return {"kept_weights": self.token_weights.kept, "kept_samples": self.kept_samples}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the count of skipped steps, and what later steps may still use."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
-from lit_tidpo.errors import InputError
+from lit_tidpo.errors import InputError, check_choice
 from lit_tidpo.models.layout import LayoutChoice, choose_layout, head_agrees
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.models import Models
@@ -28,6 +28,7 @@ from lit_tidpo.modules.base import PolicyModule
 from lit_tidpo.modules.cached_reference import CachedReference
 from lit_tidpo.modules.learning_rate import LRSchedule
 from lit_tidpo.objective import Objective
+from lit_tidpo.structures import ResponseBatch
 
 
 class ReferencedModule(PolicyModule):
@@ -63,6 +64,9 @@ class ReferencedModule(PolicyModule):
         warmup_steps: int,
         seed: int,
     ) -> None:
+        check_choice("layout", layout, LayoutChoice)
+        if logits_at_once < 1:
+            raise InputError(f"logits_at_once={logits_at_once}: expected 1 or more")
         super().__init__(policy, optimizer, lr_schedule, warmup_steps, seed)
         self.objective = objective
         self.reference_path = reference
@@ -76,6 +80,11 @@ class ReferencedModule(PolicyModule):
                 f"model.reference_cache={reference_cache!r} keeps log-probs of a reference, which "
                 "no loss and no importance asks for: leave it out"
             )
+        if not self._has_reference:
+            rank_zero_info("No loss asks for a reference: there is none, and no rewards are logged")
+        unasked = sorted(models.keys() - objective.models)
+        if unasked:
+            rank_zero_warn(f"model.models has no effect for {unasked}: no component asks for them")
 
     @property
     def models(self) -> Models:
@@ -199,6 +208,10 @@ class ReferencedModule(PolicyModule):
         models.own_logits = not all(head_agrees(model) for model in models.own)
         if models.own_logits:
             rank_zero_info("All logits are held at once: the model changes them after its head")
+
+    def ask(self, batch: ResponseBatch, needs: frozenset[str]) -> dict[str, Tensor]:
+        """What is needed of a batch, from the models and from the data."""
+        return {**self.objective.ask(self.models, (batch, needs))[0]}
 
     def _prepare_reference(self, *loaders: Any) -> None:
         """Compute the reference's log-probs of all rows of the loaders, where they are kept."""

@@ -66,7 +66,7 @@ def described(module):
         "policy": module.policy_config,
         "reference": module.reference_path,
         "anchor": module.anchor,
-        "importance_every": module.kept_weights.refresh_every,
+        "importance_every": module.token_weights.kept.refresh_every,
         "non_finite": module.non_finite,
         "optimizer": {name: value for name, value in group.items() if name != "params"},
         "schedule": (module.lr_schedule, module.warmup_steps),

@@ -120,7 +120,7 @@ def test_weights_before_training_are_of_all_data_by_the_starting_policy(model_fo
     module = make_module(model_folder, importance_every=0, **NO_TRIPLET)
     data = make_data(source, model_folder, batch_size=5, drop_last=True)  # of 12
     fit(module, data, max_epochs=2, max_steps=-1)
-    made_at = {pair: step for pair, (step, _) in module.kept_weights._entries.items()}
+    made_at = {pair: step for pair, (step, _) in module.token_weights.kept._entries.items()}
     assert made_at == dict.fromkeys(range(12), 0)
 
 

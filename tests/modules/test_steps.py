@@ -200,7 +200,7 @@ def test_importance_once_is_that_of_the_start(model_folder, data):
         recorder = Recorder()
         quiet_trainer(max_epochs=2, callbacks=[recorder]).fit(module, data)
         return [
-            module.kept_weights.lookup(window[0], step=0) for window in recorder.windows
+            module.token_weights.kept.lookup(window[0], step=0) for window in recorder.windows
         ], recorder
 
     module = make_module(model_folder, importance_every=0, **NO_TRIPLET)
