@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_tidpo.errors import InputError
@@ -46,6 +47,9 @@ class TokenWeights:
                 f"importance_every={every} would keep weights that are trained with the policy: "
                 "expected 1"
             )
+        self._asked = "weights" in objective.needs
+        if every != 1 and not self._asked:
+            rank_zero_warn("model.importance_every has no effect: no loss asks for weights")
         self._objective = objective
         self.kept = KeptWeights(every)
         self.apart: dict[str, Tensor] | None = None
@@ -58,7 +62,7 @@ class TokenWeights:
     @property
     def are_precomputed(self) -> bool:
         """Whether they are computed before the first step."""
-        return self.kept.refresh_every == 0
+        return self._asked and self.kept.refresh_every == 0
 
     def of_earlier_steps(self, batch: ResponseBatch, step: int | None) -> Tensor | None:
         """Weights that were kept for a batch, if they are still fresh.
@@ -70,7 +74,7 @@ class TokenWeights:
         Returns:
             ``[N, T]``, or None.
         """
-        if step is None or self.kept.refresh_every == 1 or "weights" not in self._objective.needs:
+        if step is None or self.kept.refresh_every == 1 or not self._asked:
             return None
         return self.kept.lookup(batch, step)
 

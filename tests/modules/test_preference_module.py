@@ -320,6 +320,7 @@ def test_evaluation_by_rewards_alone_runs_no_estimator_and_samples_no_anchor(
         ({"anchor": AnchorOptions(max_new_tokens=3)}, "model.anchor has no effect"),
         ({"sampler": Generation(AnchorOptions())}, "model.sampler has no effect"),
         ({"weight_scale": "sum"}, "have an effect on predict alone"),
+        ({"importance_every": 2}, "model.importance_every has no effect"),
         ({"importance": AttentionImportance()}, "have an effect on predict alone"),
     ],
 )

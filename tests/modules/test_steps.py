@@ -212,6 +212,13 @@ def test_importance_once_is_that_of_the_start(model_folder, data):
     assert not torch.allclose(moved, kept[0])
 
 
+@pytest.mark.filterwarnings("ignore:model.importance_every has no effect")
+def test_nothing_is_computed_before_the_run_where_no_loss_asks_for_weights(model_folder, data):
+    module = make_module(model_folder, importance_every=0, losses={"dpo": DPOLoss()})
+    quiet_trainer(max_steps=1).fit(module, data)
+    assert not module.token_weights.kept.is_filled
+
+
 def test_weights_do_not_depend_on_batch_mates(model_folder, source):
     def weights(batch_size):
         data = make_data(source, model_folder, eval_batch_size=batch_size)
