@@ -157,7 +157,7 @@ def test_it_stacks_on_the_paper_s_and_trains_its_loss_alone(path):
     plain = {k: v for k, v in chosen.get("init_args", {}).items() if k != "divergence"}
     assert {key: getattr(loss, key) for key in plain} == plain
     assert module.objective.factors == {name: 1.0}
-    rate = module._make_optimizer([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"]
+    rate = module.optimization.specimen().defaults["lr"]
     assert rate == text["optimizer"]["init_args"]["lr"]
 
 
@@ -170,7 +170,7 @@ def test_real_data_and_training_stack_on_a_method(data, training):
     assert list(module.objective.losses) == ["dpo"]
     assert (module.policy_config.lora is not None) == (training == "lora")
     expected = yaml.safe_load(own.read_text(encoding="utf-8"))["model"]["optimizer"]["init_args"]
-    made = module._make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    made = module.optimization.specimen()
     assert (type(made), made.defaults["lr"]) == (torch.optim.AdamW, expected["lr"])
 
 

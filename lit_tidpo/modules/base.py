@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,21 +14,16 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
-from lit_tidpo.errors import InputError, check_choice, check_finite, explained
+from lit_tidpo.errors import InputError, check_finite, explained
 from lit_tidpo.metrics import ExampleMeans
 from lit_tidpo.models.adapters import frozen_names
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.callback_checks import check_callbacks, check_finders
-from lit_tidpo.modules.learning_rate import LRSchedule, rate_factor
-from lit_tidpo.modules.optimizer_settings import (
-    apply_settings,
-    kept_settings,
-    set_rate,
-    tell_of_lost_steps,
-)
+from lit_tidpo.modules.learning_rate import LRSchedule
+from lit_tidpo.modules.optimization import Optimization
+from lit_tidpo.modules.optimizer_settings import apply_settings, kept_settings, tell_of_lost_steps
 from lit_tidpo.modules.rounding import round_stochastically
 from lit_tidpo.modules.runtime import check_weights, data_share
 from lit_tidpo.modules.window import AccumulationWindow
@@ -70,18 +62,11 @@ class PolicyModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise InputError(f"warmup_steps={warmup_steps}: expected 0 or more")
-        check_choice("lr_schedule", lr_schedule, LRSchedule)
         self.policy = None
         self.policy_config = policy
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.warmup_steps = warmup_steps
+        self.optimization = Optimization(optimizer, lr_schedule, warmup_steps)
         self.seed = seed
-        self._training_steps = 0  # 0 while it is not known
         self._window = AccumulationWindow()
-        self._found_rate: float | None = None
 
     def _remember_arguments(self, arguments: dict[str, Any]) -> None:
         """Save the constructor's arguments as the command line would.
@@ -149,7 +134,7 @@ class PolicyModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Make the optimizer over the trainable parameters and the schedule of its rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
-        optimizer = self._make_optimizer(parameters)
+        optimizer = self.optimization.optimizer(parameters)
         if self.policy_config.stochastic_rounding:
             if self.device_mesh is not None:
                 raise InputError(
@@ -159,39 +144,20 @@ class PolicyModule(LightningModule):
             round_stochastically(optimizer, self._rounding_seed)
         else:
             tell_of_lost_steps(parameters, optimizer.defaults.get("lr"))
-
-        def factor(step: int) -> float:  # the number of steps is known later
-            return rate_factor(self.lr_schedule, step, self.warmup_steps, self._training_steps)
-
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        return self.optimization.scheduled(optimizer)
 
     def _rounding_seed(self) -> int:
         step = 0 if self._trainer is None else self.global_step
         return hash((self.seed, step)) % 2**63
 
-    def _make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer:
-        if self.optimizer is None:
-            self.optimizer = functools.partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
-        with explained("model.optimizer cannot be made"):
-            optimizer = self.optimizer(parameters)
-        if self._found_rate is not None:
-            set_rate([optimizer], [], self._found_rate)
-        return optimizer
-
     @property
     def lr(self) -> float:
         """Learning rate of the optimizer, which Lightning's search for one reads and sets."""
-        return float(self._make_optimizer([nn.Parameter(torch.zeros(1))]).defaults["lr"])
+        return float(self.optimization.specimen().defaults["lr"])
 
     @lr.setter
     def lr(self, rate: float) -> None:
-        self._found_rate = rate
-        if self._trainer is not None:
-            schedulers = [config.scheduler for config in self.trainer.lr_scheduler_configs]
-            set_rate(self.trainer.optimizers, schedulers, rate)
+        self.optimization.take_rate(rate, self._trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep which optimizer it is, and its settings; let go of frozen weights if asked to."""
@@ -214,7 +180,7 @@ class PolicyModule(LightningModule):
         if fitting:
             if not self.trainer.optimizers:  # otherwise a search takes back what it did
                 check_finders(self.trainer)
-            apply_settings(checkpoint, lambda: self._make_optimizer([nn.Parameter(torch.zeros(1))]))
+            apply_settings(checkpoint, self.optimization.specimen)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -256,20 +222,7 @@ class PolicyModule(LightningModule):
                 "model.anchor.reuse_steps times trainer.accumulate_grad_batches, or 1 where no "
                 "anchors are kept"
             )
-        steps = self.trainer.estimated_stepping_batches
-        endless = steps < 0 or not math.isfinite(steps)  # -1 is what endless data get
-        if endless and self.lr_schedule != "constant":
-            raise InputError(
-                f"lr_schedule={self.lr_schedule!r} needs an end: set trainer.max_steps, or "
-                "trainer.max_epochs with data of known length"
-            )
-        self._training_steps = 0 if endless else int(steps)
-        if self._found_rate is not None and not self.global_step:
-            # Lightning sets the found rate itself, and leaves out the warm-up.
-            for group in self.trainer.optimizers[0].param_groups:
-                group["lr"] = self._found_rate * rate_factor(
-                    self.lr_schedule, 0, self.warmup_steps, self._training_steps
-                )
+        self.optimization.begin(self.trainer)
 
     def _seed_of(self, stage: int, epoch: int, batch_idx: int) -> int:
         """Seed of a batch, the same after a restart."""

@@ -230,7 +230,8 @@ class PreferenceModule(ReferencedModule):
 
     @property
     def _share_of_run(self) -> float | None:
-        return min(1.0, self._step / self._training_steps) if self._training_steps else None
+        steps = self.optimization.steps
+        return min(1.0, self._step / steps) if steps else None
 
     @property
     def _beta(self) -> float:

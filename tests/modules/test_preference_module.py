@@ -179,7 +179,7 @@ def test_validation_is_the_mean_over_pairs(trained, source, model_folder):
     assert_same(found, expected, atol=1e-4)
     # in inference mode, in fit without gradients, and after a validation on its own
     fitting = quiet_trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=1.0)
-    trained.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
+    trained.optimization.make = lambda parameters: torch.optim.SGD(parameters, lr=0.0)
     fitting.fit(trained, data)
     logged = fitting.callback_metrics
     assert_same({name: logged[name] for name in validated}, validated, atol=1e-6)

@@ -103,7 +103,7 @@ def test_the_steps_after_a_skipped_one_are_as_usual(model_folder, data):
 
     module, recorder = run(call=2)
     usual = make_built(model_folder, losses={"preference": DPOLoss()})
-    optimizer = usual.optimizer(usual.parameters())
+    optimizer = usual.optimization.optimizer([*usual.parameters()])
     for window in (recorder.windows[0], recorder.windows[2]):
         optimizer.zero_grad()
         usual(window[0]).loss.mean().backward()
