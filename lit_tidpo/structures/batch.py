@@ -1,26 +1,9 @@
-"""The plain structures that preference data turn into on their way to the loss.
-
-Shape legend, used all over the package:
-
-====  =====================================================================================
-``B``  prompts (groups of responses; a preference pair is a group of two) in a batch
-``M``  response tokens of all rows together
-``N``  rows (responses) in a batch, role by role, in each role by prompt
-``T``  token positions of a row: prompt, response, right padding
-``V``  vocabulary entries
-``H``  width of the embeddings
-====  =====================================================================================
-
-Every ``[N, T]`` tensor of per-token values is aligned with its *own* token: column ``t`` belongs to
-the token ``input_ids[:, t]``, whose log-prob the model predicts at position ``t - 1``.
-"""
+"""Rows of tokens as the data give them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -28,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_tidpo.devices.deferred_checks import DeferredChecks
 from lit_tidpo.devices.host_rows import HostRows, Rows, to_device
 from lit_tidpo.errors import InputError
 
@@ -229,7 +211,7 @@ class ResponseBatch(Rows):
 
     def role(self, role: str) -> ResponseBatch:
         """The rows of one role as a batch of their own, cut to their longest row."""
-        cut = self._of_role(role, self.rows(role))
+        cut = self.as_wide(role)
         host = cut.host
         width = int(host.lengths.max())
         narrow = ("input_ids", "context", "supplied_weights", "behaviour_logps")
@@ -241,8 +223,9 @@ class ResponseBatch(Rows):
         known = dataclasses.replace(host, **narrowed(host))
         return dataclasses.replace(cut, **narrowed(cut)).known_as(known)
 
-    def _of_role(self, role: str, rows: slice) -> ResponseBatch:
-        """The rows of one role, as wide as all."""
+    def as_wide(self, role: str) -> ResponseBatch:
+        """The rows of one role as a batch of their own, as wide as all."""
+        rows = self.rows(role)
         held = None if self.holders is None else self.holders[self.roles.index(role)]
         by_row = ("input_ids", "prompt_lengths", "lengths")
         optional = ("context", "supplied_weights", "rewards", "behaviour_logps", "desirable")
@@ -275,103 +258,6 @@ class ResponseBatch(Rows):
         return dataclasses.replace(self, **pinned, upcoming=upcoming)
 
 
-def joined(batches: Sequence[ResponseBatch]) -> ResponseBatch:
-    """Batches of the same single role as one, without what came with the data.
-
-    Args:
-        batches: At least one.
-
-    Returns:
-        Their rows in order, padded to the longest.
-    """
-    assert all(len(batch.roles) == 1 for batch in batches)
-
-    def together(each: Sequence[ResponseBatch] | Sequence[HostRows]) -> dict[str, Any]:
-        width = max(rows.input_ids.shape[1] for rows in each)
-        padded = [pad(rows.input_ids, (0, width - rows.input_ids.shape[1])) for rows in each]
-        others = {
-            name: torch.cat([getattr(rows, name) for rows in each])
-            for name in ("prompt_lengths", "lengths", "index", "counted")
-        }
-        if any(rows.context is not None for rows in each):
-            others["context"] = torch.cat([_wide_context(rows, width) for rows in each])
-        return {"input_ids": torch.cat(padded), **others}
-
-    known = HostRows(**together([batch.host for batch in batches]))
-    return ResponseBatch(**together(batches), roles=batches[0].roles).known_as(known)
-
-
-def _wide_context(rows: Rows, width: int) -> Tensor:
-    """Which tokens are context, ``[N, width]`` bool."""
-    context = rows.context
-    if context is None:
-        context = torch.zeros_like(rows.input_ids, dtype=torch.bool)
-    return pad(context, (0, width - context.shape[1]))
-
-
 def _held(prompts: tuple[int, ...], like: Tensor) -> Tensor:
     """Numbers of prompts as an index of tensors on the same device."""
     return to_device(torch.tensor(prompts), like.device)
-
-
-class Results(dict[str, Any]):
-    """What was computed for some responses, by the name of the need that asked for it.
-
-    Args:
-        batch: The rows.
-        values: Quantities by need (:mod:`lit_tidpo.models.needs`), row by row.
-        mask: True at response tokens, ``[N, T]`` bool; None takes those of the batch.
-
-    Attributes:
-        checks: Collects what has to hold of values made of these; None checks at once.
-    """
-
-    def __init__(
-        self, batch: ResponseBatch, values: Mapping[str, Any], mask: Tensor | None = None
-    ) -> None:
-        super().__init__(values)
-        self.batch = batch
-        self.checks: DeferredChecks | None = None
-        self.mask = batch.response_mask if mask is None else mask
-
-    def __missing__(self, need: str) -> Any:
-        raise InputError(
-            f"{need!r} was not computed, only {sorted(self)}: declare it in the component's needs"
-        )
-
-    @cached_property
-    def log_ratios(self) -> Tensor:
-        """Per-token log-ratios ``d_t = log pi - log ref`` in nats, zero off the response, [N, T].
-
-        Raises:
-            InputError: If the reference's log-probs were not asked for.
-        """
-        ratios: Tensor = self["policy.logps"] - self["reference.logps"]
-        return ratios
-
-    def of_role(self, role: str) -> Results:
-        """The rows of one role, as wide as all."""
-        rows = self.batch.rows(role)
-        values = {
-            need: tuple(each[rows] for each in value) if isinstance(value, tuple) else value[rows]
-            for need, value in self.items()
-            if isinstance(value, (Tensor, tuple))
-        }
-        return Results(self.batch._of_role(role, rows), values, self.mask[rows])
-
-
-@dataclass
-class Prediction:
-    """What ``predict`` tells of a batch: its rows and their detached per-token quantities.
-
-    Attributes:
-        batch: The rows.
-        values: Quantities by need, ``[N, T]`` each.
-    """
-
-    batch: ResponseBatch
-    values: dict[str, Tensor]
-
-    def of_role(self, role: str) -> Results:
-        """The rows of one role."""
-        return Results(self.batch, self.values).of_role(role)
