@@ -62,11 +62,14 @@ class Exhibits:
         """
 
 
+def _as_text(row: dict[str, Any]) -> str:
+    return f"{row['prompt']}\n---\n{row['response']}"
+
+
 class _InTensorBoard(Exhibits):
     def texts(self, name: str, rows: Rows, step: int, file: Path) -> None:
         for row in rows:
-            text = f"{row['prompt']}\n---\n{row['response']}"
-            self.experiment.add_text(f"{name}/{row['index']}", text, step)
+            self.experiment.add_text(f"{name}/{row['index']}", _as_text(row), step)
 
     def picture(self, name: str, pixels: Any, step: int, file: Path) -> None:
         self.experiment.add_image(name, pixels, step, dataformats="HWC")
@@ -100,8 +103,7 @@ class _InMLFlow(Exhibits):
 class _InComet(Exhibits):
     def texts(self, name: str, rows: Rows, step: int, file: Path) -> None:
         for row in rows:
-            text = f"{row['prompt']}\n---\n{row['response']}"
-            self.experiment.log_text(text, step=step, metadata={"name": name, **row})
+            self.experiment.log_text(_as_text(row), step=step, metadata={"name": name, **row})
 
     def picture(self, name: str, pixels: Any, step: int, file: Path) -> None:
         self.experiment.log_image(str(file), name=name, step=step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -18,9 +18,6 @@ from lit_tidpo.data.splits import SplitSource
 from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.models.tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 
 class PreferenceDataModule(SplitLoaders):
