@@ -15,7 +15,7 @@ from jsonargparse import auto_cli
 
 from lit_tidpo.devices.placement import default_device
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.export import export_checkpoint, policy_config, read_checkpoint
+from lit_tidpo.models.export import export_policy, policy_config, read_checkpoint
 from lit_tidpo.models.loading import build_policy
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.models.tokenizer import policy_tokenizer
@@ -131,12 +131,14 @@ def _models(model: str, base: str) -> Iterator[tuple[str, PolicyConfig]]:
         )
     if trained:
         with tempfile.TemporaryDirectory() as folder:
-            export_checkpoint(path, Path(folder) / "model")
-            yield "policy", PolicyConfig(str(Path(folder) / "model"), dtype="auto")
+            content = read_checkpoint(path)
+            exported = export_policy(content, path, Path(folder) / "model")
+            start = policy_config(content, path)
+            del content  # its tensors need not wait for the benchmarks
+            yield "policy", PolicyConfig(str(exported), dtype="auto")
     else:
         yield "policy", PolicyConfig(model, dtype="auto")
     if base == "start":
-        start = policy_config(read_checkpoint(path), path)
         yield "base", dataclasses.replace(start, lora=None, activation_checkpointing=False)
     elif base != "none":
         yield "base", PolicyConfig(base, dtype="auto")

@@ -77,7 +77,32 @@ def export_checkpoint(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         state = "is not empty" if folder.is_dir() else "is a file"
         raise InputError(f"export folder {str(folder)!r} {state}: choose a new one")
-    content = read_checkpoint(checkpoint)
+    stored = None if dtype is None else getattr(torch, dtype)
+    return export_policy(read_checkpoint(checkpoint), checkpoint, folder, stored, adapter)
+
+
+def export_policy(
+    content: dict[str, Any],
+    checkpoint: Path,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    adapter: bool = False,
+) -> Path:
+    """Write the policy of a checkpoint that has been read; see :func:`export_checkpoint`.
+
+    Args:
+        content: What :func:`read_checkpoint` returned.
+        checkpoint: Where it is, for messages.
+        folder: New or empty folder.
+        dtype: Type of the stored weights; by default as they were trained.
+        adapter: Write the adapters alone.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: If the checkpoint cannot be used.
+    """
     with explained(f"checkpoint {str(checkpoint)!r} is of another make"):
         config = policy_config(content, checkpoint)
         data = dict(content.get("datamodule_hyper_parameters") or {})
@@ -86,9 +111,9 @@ def export_checkpoint(
         raise InputError(f"checkpoint {str(checkpoint)!r} has no adapters: leave --adapter out")
     policy = _restored(config, saved, checkpoint)
     merges = not adapter and (config.lora is not None or config.adapter is not None)
-    stored = policy.dtype if dtype is None else getattr(torch, dtype)
-    if merges and not is_quantized(inner_model(policy)):
-        policy = policy.float()  # the sum of base and adapters is rounded once, when it is stored
+    stored = dtype or policy.dtype
+    if merges:
+        policy = mergeable(policy)
     expected = _probe(policy)
     if not bool(expected.isfinite().all()):
         raise InputError(
@@ -100,7 +125,7 @@ def export_checkpoint(
             each.base_model_name_or_path = locate(config.path)
             each.revision = config.revision
     elif merges:
-        policy = merge_adapters(policy)
+        policy = policy.merge_and_unload()
         _check_same(expected, _probe(policy), policy.dtype, "merging its adapters")
     if policy.dtype != stored:
         policy = policy.to(stored)
@@ -164,8 +189,8 @@ def _check_same(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype,
         )
 
 
-def merge_adapters(policy: Any) -> Any:
-    """Merge LoRA adapters into their base model.
+def mergeable(policy: Any) -> Any:
+    """A policy whose adapters can be merged into its base: in fp32, so that their sum is exact.
 
     Raises:
         InputError: If the base is quantised, where merging rounds away what was learned.
@@ -175,7 +200,7 @@ def merge_adapters(policy: Any) -> Any:
             "adapters cannot be merged into a quantised base without loss: export them alone with "
             "--adapter, and merge them into the base as it was before"
         )
-    return policy.merge_and_unload()
+    return policy.float()
 
 
 def policy_config(content: dict[str, Any], checkpoint: Path) -> PolicyConfig:

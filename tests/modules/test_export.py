@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lit_tidpo.cli import main
 from lit_tidpo.errors import InputError
-from lit_tidpo.models import export
-from lit_tidpo.models.export import export_checkpoint, merge_adapters, read_checkpoint
+from lit_tidpo.models.export import export_checkpoint, mergeable, read_checkpoint
 from lit_tidpo.models.policy import LoraOptions, PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
 
@@ -177,9 +176,9 @@ def test_a_corrupt_checkpoint_stops_the_command_early(model_folder, source, tmp_
 
 
 def test_merging_into_a_quantised_base_is_refused():
-    policy = SimpleNamespace(hf_quantizer=object(), merge_and_unload=lambda: None)
+    policy = SimpleNamespace(hf_quantizer=object(), float=lambda: None)
     with pytest.raises(InputError, match="cannot be merged into a quantised base"):
-        merge_adapters(policy)
+        mergeable(policy)
 
 
 def test_a_file_in_the_folders_place_is_refused(model_folder, source, tmp_path):
@@ -204,7 +203,7 @@ def test_an_export_that_is_not_the_policy_is_refused_and_leaves_nothing(
     if step == "writing":
         monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", spoiled)
     else:
-        monkeypatch.setattr(export, "merge_adapters", lambda policy: policy.unload())
+        monkeypatch.setattr(peft.LoraModel, "merge_and_unload", lambda adapted: adapted.unload())
     with pytest.raises(InputError, match=f"{step} .* nothing was exported"):
         export_checkpoint(checkpoint, tmp_path / "to" / "exported")
     assert not list((tmp_path / "to").glob("*"))
