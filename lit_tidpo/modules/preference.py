@@ -214,7 +214,7 @@ class PreferenceModule(ReferencedModule):
             if batch.input_ids.is_inference():
                 batch = outside_inference(batch)
             anchors = self._anchors(batch) if "anchor" in self.objective.needs else None
-            step = self._training_step
+            step = self._step_in_training
             kept = self.token_weights.of_earlier_steps(batch, step)
             known = self.token_weights.apart if kept is None else {"weights": kept}
             found = self.objective.evaluate(
@@ -229,6 +229,11 @@ class PreferenceModule(ReferencedModule):
         return 0 if self._trainer is None else self.global_step
 
     @property
+    def _step_in_training(self) -> int | None:
+        """Optimizer step that something can be kept for; None outside training."""
+        return self.global_step if self.training and self._trainer is not None else None
+
+    @property
     def _share_of_run(self) -> float | None:
         steps = self.optimization.steps
         return min(1.0, self._step / steps) if steps else None
@@ -238,7 +243,7 @@ class PreferenceModule(ReferencedModule):
         return value_at(self.objective.beta, self._share_of_run)
 
     def _anchors(self, batch: ResponseBatch) -> ResponseBatch:
-        keep = self.anchor.reuse_steps > 1 and self._training_step is not None
+        keep = self.anchor.reuse_steps > 1 and self._step_in_training is not None
         sampler = self.kept_samples if keep else self.sampler
         in_step = self._on_any_rank if self.family.in_step else None
         return sampler.sample(self.built_policy, batch, 1, self._step, in_step)
@@ -249,17 +254,11 @@ class PreferenceModule(ReferencedModule):
         flag = torch.tensor(float(here), device=self.device)
         return bool(self.trainer.strategy.reduce(flag, reduce_op="sum") > 0)
 
-    @property
-    def _training_step(self) -> int | None:
-        """Optimizer step that something can be kept for; None outside training."""
-        return self.global_step if self.training and self._trainer is not None else None
-
     def on_train_batch_start(self, batch: ResponseBatch, batch_idx: int) -> None:
         """Compute the weights of the step, where the strategy asks for a pass of their own."""
         seed = self._seed_of(0, self.current_epoch, batch_idx)
-        if self.token_weights.of_earlier_steps(batch, self._training_step) is None:
-            needs = self.objective.importance_needs
-            self.token_weights.compute_apart(self, batch, seed, needs)
+        if self.token_weights.of_earlier_steps(batch, self._step_in_training) is None:
+            self.token_weights.compute_apart(self, batch, seed, self.objective.importance_needs)
 
     def on_validation_batch_start(
         self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
@@ -267,8 +266,7 @@ class PreferenceModule(ReferencedModule):
         """As before a training step."""
         if self.evaluation == "objective":
             seed = self._seed_of(1, 0, batch_idx)
-            needs = self.objective.importance_needs
-            self.token_weights.compute_apart(self, batch, seed, needs)
+            self.token_weights.compute_apart(self, batch, seed, self.objective.importance_needs)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -276,8 +274,7 @@ class PreferenceModule(ReferencedModule):
         self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """As before a training step, whether or not a loss asks for weights."""
-        needs = self.objective.importance.needs
-        self.token_weights.compute_apart(self, batch, None, needs)
+        self.token_weights.compute_apart(self, batch, None, self.objective.importance.needs)
 
     # Training
 
