@@ -258,7 +258,7 @@ class PreferenceModule(ReferencedModule):
         """Compute the weights of the step, where the strategy asks for a pass of their own."""
         seed = self._seed_of(0, self.current_epoch, batch_idx)
         if self.token_weights.of_earlier_steps(batch, self._step_in_training) is None:
-            self.token_weights.compute_apart(self, batch, seed, self.objective.importance_needs)
+            self._weigh_apart(batch, seed)
 
     def on_validation_batch_start(
         self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0
@@ -266,9 +266,13 @@ class PreferenceModule(ReferencedModule):
         """As before a training step."""
         if self.evaluation == "objective":
             seed = self._seed_of(1, 0, batch_idx)
-            self.token_weights.compute_apart(self, batch, seed, self.objective.importance_needs)
+            self._weigh_apart(batch, seed)
 
     on_test_batch_start = on_validation_batch_start
+
+    def _weigh_apart(self, batch: ResponseBatch, seed: int) -> None:
+        needs, share = self.objective.importance_needs, self._share_of_run
+        self.token_weights.compute_apart(self, batch, seed, needs, share)
 
     def on_predict_batch_start(
         self, batch: ResponseBatch, batch_idx: int, dataloader_idx: int = 0

@@ -89,6 +89,7 @@ class TokenWeights:
         batch: ResponseBatch,
         seed: int | None,
         needs: frozenset[str],
+        share: float | None = None,
     ) -> None:
         """Compute weights before a step, where its graph cannot serve attribution as well.
 
@@ -97,6 +98,7 @@ class TokenWeights:
             batch: Rows of the step.
             seed: Seed of the step's dropout.
             needs: What the estimator is asked for.
+            share: Share of the run that is done, which its schedules go by; None is its end.
         """
         self.apart = None
         if not (module.family.attributes_apart and takes_gradients(needs)):
@@ -104,7 +106,7 @@ class TokenWeights:
         with seeded(seed, batch.input_ids.device), attributable(True):
             batch = outside_inference(batch)
             results = Results(batch, module.family.run_whole(module, module.ask, batch, needs))
-            self._objective.weigh(results)
+            self._objective.weigh(results, share)
         self.apart = {name: results[name] for name in ("weights", "scores")}
 
     def precompute(self, trainer: Trainer, models: Models) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lit_tidpo.errors import InputError
+from lit_tidpo.importance.hybrid_importance import HybridImportance
 from lit_tidpo.losses.base import LossComponent
 from lit_tidpo.losses.dpo_loss import DPOLoss
 from lit_tidpo.losses.sparse_po_loss import SparsePOLoss
@@ -15,8 +16,20 @@ from lit_tidpo.models.policy import ModelOptions
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.plugins.registry import LOSSES, load
 from lit_tidpo.schedules import CosineSchedule, LinearSchedule
+from lit_tidpo.strategies.family import OneDevice
 
-from .runs import QUIET, SGD, assert_same, fit, make_built, make_data, make_module, pairs
+from .runs import (
+    NO_TRIPLET,
+    QUIET,
+    SGD,
+    assert_same,
+    fit,
+    make_built,
+    make_data,
+    make_module,
+    pairs,
+    quiet_trainer,
+)
 
 pytestmark = QUIET
 
@@ -131,6 +144,18 @@ def test_schedules_go_by_the_share_of_the_run(model_folder, data, tmp_path):
     assert vars(loaded.objective.losses["dpo"].beta) == vars(losses["dpo"].beta)
     assert vars(loaded.objective.factors["dpo"]) == vars(weights["dpo"])
     assert loaded.objective.beta.value(1.0) == 0.8
+
+
+def test_weights_of_a_pass_apart_go_by_the_share_of_the_run(model_folder, data, monkeypatch):
+    def ends():
+        importance = HybridImportance(mix=LinearSchedule(0.1, 0.9))
+        module = make_module(model_folder, importance=importance, optimizer=SGD, **NO_TRIPLET)
+        quiet_trainer(max_steps=3).fit(module, data)
+        return module.state_dict()
+
+    with_the_step = ends()
+    monkeypatch.setattr(OneDevice, "attributes_apart", True)
+    assert_same(ends(), with_the_step)
 
 
 def test_a_schedule_of_a_run_without_an_end_is_refused(model_folder, data):
