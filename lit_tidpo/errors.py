@@ -100,21 +100,24 @@ def check_not_negative(name: str, value: float) -> None:
             raise InputError(f"{name}={number}: expected a finite number of 0 or more")
 
 
-def check_share(name: str, value: float, below: float = 1.0) -> None:
-    """Refuse a number, or a schedule of numbers, outside the range from 0 to ``below``.
+def check_share(name: str, value: float, below: float | None = None, why: str = "") -> None:
+    """Refuse a number, or a schedule of numbers, outside the range from 0 to 1 or to ``below``.
 
     Args:
         name: Name of the setting.
         value: What was given.
-        below: What it may be at most; below 1 it must be less.
+        below: What it must be less than; None allows 1.
+        why: What would become of a larger one.
 
     Raises:
         InputError: If it is outside.
     """
     for number in numbers_of(value):
-        if not 0 <= number <= below or number == below < 1:
-            what = "to 1" if below == 1 else f"to less than {below}"
-            raise InputError(f"{name}={number}: expected a number from 0 {what}")
+        if not 0 <= number <= 1 or (below is not None and number >= below):
+            what = "to 1" if below is None else f"to less than {below:g}"
+            raise InputError(
+                f"{name}={number}: expected a number from 0 {what}{why and f': {why}'}"
+            )
 
 
 def check_finite(name: str, value: Any) -> None:

@@ -47,8 +47,8 @@ class BetaDPOLoss(nn.Module, DPOLoss):
         nn.Module.__init__(self)
         DPOLoss.__init__(self, beta, weighted=weighted)
         check_not_negative("alpha", alpha)
-        check_share("momentum", momentum, below=1 - 1e-9)
-        check_share("left_out", left_out, below=1 - 1e-9)
+        check_share("momentum", momentum, 1, "at 1 the moving averages would never move")
+        check_share("left_out", left_out, 1, "at 1 no pair of a batch would be left to train on")
         self.alpha = alpha
         self.momentum = momentum
         self.left_out = left_out
