@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raise it when the same options come to make other ids, so that old cache files are left alone.
-_VERSION = 5
+_VERSION = 6
 _KINDS = {PAIR: "a pair", SINGLE: "a single response with a label"}
 
 

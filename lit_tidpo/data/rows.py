@@ -5,20 +5,17 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lit_tidpo.data.dialogues import ASSISTANT, others_turns, shared_turns
 from lit_tidpo.data.fields import text_or_messages, token_weights
 from lit_tidpo.data.ranked import RowOptions
 from lit_tidpo.data.shapes import row_shape
 from lit_tidpo.data.turns import Message, from_json, is_others, payload, without_nulls
 from lit_tidpo.errors import InputError
 
-# How the HH-RLHF data mark the turns of a dialogue inside one string.
-_HUMAN = "\n\nHuman:"
-_ASSISTANT = "\n\nAssistant:"
-
-
+_SEVERAL = "more than one turn in a response, which data.trained_turns=all trains on"
 Text = str | list[Message]
 Weights = Mapping[str, "list[float] | None"]
 
@@ -35,6 +32,7 @@ class NormalRow:
         problem: Why the row cannot be trained on; empty if it can.
         label: Whether a single response is desirable; None of pairs.
         tools: Definitions of tools for the chat template, or None.
+        context: Where others speak in responses of text, in characters.
     """
 
     prompt: Text
@@ -43,6 +41,7 @@ class NormalRow:
     problem: str = ""
     label: bool | None = None
     tools: list[Any] | None = None
+    context: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
@@ -168,17 +167,16 @@ def _from_text(
         return _checked(row, prompt or "", texts, weights, problem)
     prompt, problem = _shared_text(*texts.values())
     responses = {side: text[len(prompt) :] for side, text in texts.items()}
-    if prompt and not problem and any(_HUMAN in each for each in responses.values()):
-        problem = "more than one turn in a response"
-    return _checked(row, prompt, responses, weights, problem)
+    if not problem and any(text.rstrip().endswith(ASSISTANT) for text in responses.values()):
+        problem = "empty response"
+    context = {side: others_turns(text) for side, text in responses.items()}
+    return replace(_checked(row, prompt, responses, weights, problem), context=context)
 
 
 def _shared_text(chosen: str, rejected: str) -> tuple[str, str]:
     """The prompt that two texts begin with, and why there is none."""
-    if _ASSISTANT in chosen or _ASSISTANT in rejected:
-        ends = [mark.end() for mark in re.finditer(_ASSISTANT, chosen)]
-        # Without a shared mark the rejected text does not start with the prompt of the chosen one.
-        prompt = next((chosen[:e] for e in reversed(ends) if rejected.startswith(chosen[:e])), "")
+    if ASSISTANT in chosen or ASSISTANT in rejected:
+        prompt = shared_turns(chosen, rejected)
         return prompt, "" if prompt else "different prompts"
     words = [re.findall(r"\s*\S+", text) for text in (chosen, rejected)]
     most = max(min(map(len, words)) - 1, 0)  # each response keeps a word
@@ -223,14 +221,18 @@ def _checked(
 
 
 def _turns_problem(row: NormalRow, options: RowOptions) -> str:
-    """Why responses of messages have turns that are not trained on; empty if they have none."""
-    responses = [turns for turns in row.responses.values() if isinstance(turns, list)]
-    others = any(is_others(turn) for turns in responses for turn in turns)
-    if others and options.trained_turns == "single":
-        return "more than one turn in a response"
-    if any(is_others(turns[-1]) for turns in responses):
+    """Why responses have turns that are not trained on; empty if they have none."""
+    turns = [_by_others(said, row.context.get(side, [])) for side, said in row.responses.items()]
+    if any(each[-1] for each in turns):
         return "a response ends in a turn that is not the assistant's"
-    return ""
+    return _SEVERAL if options.trained_turns == "single" and any(map(any, turns)) else ""
+
+
+def _by_others(said: Text, context: list[tuple[int, int]]) -> list[bool]:
+    """Whether each turn of a response is another's than the assistant's."""
+    if isinstance(said, list):
+        return list(map(is_others, said))
+    return [True for _ in context] + [False] * (not context or context[-1][1] < len(said))
 
 
 def _same(pair: tuple[Any, Any]) -> bool:

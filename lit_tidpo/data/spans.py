@@ -65,7 +65,8 @@ def token_places(
     Raises:
         InputError: If the tokenizer does not tell.
     """
-    with explained(f"row {number}: marked spans need a tokenizer that tells where tokens are"):
+    needed = "marked spans, and turns within a text, need a tokenizer that tells where tokens are"
+    with explained(f"row {number}: {needed}"):
         found = tokenizer(
             text, add_special_tokens=False, verbose=False, return_offsets_mapping=True
         )

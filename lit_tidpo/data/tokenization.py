@@ -88,7 +88,7 @@ class PairTokenizer:
         self._encoder = WordEncoder(tokenizer, self._guard)
         self._renderer = Renderer(tokenizer, self._guard, options.special_tokens)
         self._ends = Ends(tokenizer)
-        self._context = ContextFinder(self._renderer, self._encoder, self._ends)
+        self._context = ContextFinder(tokenizer, self._renderer, self._encoder, self._ends)
 
     @cached_property
     def digest(self) -> str:
@@ -166,8 +166,7 @@ class PairTokenizer:
             how = "after truncation" if any(truncated) else "responses"
             return blank_row(sides, number, f"identical {how}")
         others = [
-            (flags := self._context(row, row.responses[side], ids, boundary, number))
-            and flags[:budget]
+            (flags := self._context(row, side, ids, boundary, number)) and flags[:budget]
             for side, ids in zip(sides, full, strict=True)
         ]
         if any(flags and all(flags) for flags in others):

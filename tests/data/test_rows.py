@@ -10,6 +10,8 @@ from lit_tidpo.data.fields import row_numbers
 from lit_tidpo.data.rows import normal_row
 from lit_tidpo.errors import InputError
 
+SEVERAL = "more than one turn in a response, which data.trained_turns=all trains on"
+
 
 def user(text):
     return {"role": "user", "content": text}
@@ -99,7 +101,7 @@ def test_dialogues_that_part_before_the_last_turn_are_a_problem():
         "chosen": f"{start} a\n\nHuman: go on\n\nAssistant: c",
         "rejected": f"{start} b\n\nHuman: go on\n\nAssistant: d",
     }
-    assert normal_row(row, 0).problem == "more than one turn in a response"
+    assert normal_row(row, 0).problem == SEVERAL
 
 
 def test_conversations_that_part_before_the_last_turn_are_a_problem():
@@ -107,7 +109,7 @@ def test_conversations_that_part_before_the_last_turn_are_a_problem():
         "chosen": [user("Q"), assistant("a"), user("R"), assistant("c")],
         "rejected": [user("Q"), assistant("b"), user("R"), assistant("d")],
     }
-    assert normal_row(row, 0).problem == "more than one turn in a response"
+    assert normal_row(row, 0).problem == SEVERAL
 
 
 def test_conversations_with_different_prompts_are_a_problem():

@@ -37,6 +37,7 @@ def test_each_example_is_read_as_the_shape_that_it_shows(shape, row):
     assert found.label == row.get("label")
 
 
+OTHERS_LAST = "a response ends in a turn that is not the assistant's"
 GOOD = {"prompt": "Q", "completion": "a", "label": True}
 
 
@@ -47,7 +48,14 @@ GOOD = {"prompt": "Q", "completion": "a", "label": True}
         ({"prompt": None}, "empty prompt"),
         ({"completion": " "}, "empty response"),
         ({"completion": "Q a"}, "prompt repeated in the response"),
-        ({"completion": [{"role": "user", "content": "b"}]}, "more than one turn in a response"),
+        ({"completion": [{"role": "user", "content": "b"}]}, OTHERS_LAST),
+        (
+            {
+                "completion": None,
+                "messages": [{"role": each, "content": "b"} for each in ("assistant", "user")],
+            },
+            OTHERS_LAST,
+        ),
     ],
 )
 def test_single_responses_that_cannot_be_trained_on(change, problem):

@@ -39,6 +39,10 @@ TOOL = {
     "chosen": [says("b"), turn("tool", "c"), says("d"), user("c"), says("e f")],
     "rejected": [says("f"), user("d"), says("e")],
 }
+TEXT = {
+    "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c d\n\nAssistant: e",
+    "rejected": "\n\nHuman: a\n\nAssistant: f f",
+}
 # Words and spaces are tokens: "b </s>" has 3, " user c d </s> assistant " 11, "e </s>" 3.
 BY_HAND = {
     "chosen": "...xxxxxxxxxxx...",
@@ -47,6 +51,11 @@ BY_HAND = {
 TOOL_BY_HAND = {
     "chosen": "...xxxxxxxxx...xxxxxxxxx.....",
     "rejected": "...xxxxxxxxx...",
+}
+# The words of this text are parted by spaces: a part of "b\n\nHuman:" is the assistant's.
+TEXT_BY_HAND = {
+    "chosen": "..xxxx...",
+    "rejected": None,
 }
 
 
@@ -67,7 +76,9 @@ def flags(drawn):
     return None if drawn is None else [mark == "x" for mark in drawn]
 
 
-@pytest.mark.parametrize(("row", "drawn"), [(PAIR, BY_HAND), (TOOL, TOOL_BY_HAND)])
+@pytest.mark.parametrize(
+    ("row", "drawn"), [(PAIR, BY_HAND), (TOOL, TOOL_BY_HAND), (TEXT, TEXT_BY_HAND)]
+)
 def test_context_is_counted_by_hand(row, drawn):
     found = tokenise(row)
     assert found["problem"] == ""
@@ -77,22 +88,37 @@ def test_context_is_counted_by_hand(row, drawn):
         assert drawn[side] is None or len(ids) == len(drawn[side])
 
 
-def test_tokens_of_context_are_those_between_the_turns(chatml):
+@pytest.mark.parametrize(
+    ("row", "trained"),
+    [(TOOL, "b<|im_end|>d<|im_end|>e f<|im_end|>"), (TEXT, " b e</s>")],
+)
+def test_tokens_of_context_are_those_between_the_turns(row, trained, chatml):
     """Of byte-level BPE: what is trained on decodes to the assistant's words and terminators."""
-    found = tokenise(TOOL, chatml)
+    found = tokenise(row, chatml)
     ids, others = found["chosen_ids"], found["chosen_context"]
     own = [token for token, is_other in zip(ids, others, strict=True) if not is_other]
-    assert chatml.decode(own) == "b<|im_end|>d<|im_end|>e f<|im_end|>"
+    assert chatml.decode(own) == trained
 
 
-def test_by_default_such_rows_are_refused():
+@pytest.mark.parametrize("row", [PAIR, TEXT])
+def test_by_default_such_rows_are_refused_and_the_option_is_told(row):
     single = PairTokenizer(tokenizer_of(), TokenizationOptions())
-    assert single(PAIR, 0)["problem"] == "more than one turn in a response"
+    assert (
+        "more than one turn in a response, which data.trained_turns=all"
+        in single(row, 0)["problem"]
+    )
 
 
-def test_a_response_has_to_end_with_the_assistant():
-    row = {**PAIR, "rejected": [user("a"), says("f"), user("c")]}
-    assert tokenise(row)["problem"] == "a response ends in a turn that is not the assistant's"
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({**PAIR, "rejected": [user("a"), says("f"), user("c")]}, "a response ends in a turn that"),
+        ({**TEXT, "chosen": f"{TEXT['chosen']}\n\nHuman: f"}, "a response ends in a turn that"),
+        ({**TEXT, "chosen": f"{TEXT['chosen']}\n\nHuman: f\n\nAssistant: "}, "empty response"),
+    ],
+)
+def test_a_response_has_to_end_with_the_assistant(row, problem):
+    assert tokenise(row)["problem"].startswith(problem)
 
 
 def test_context_alone_is_nothing_to_train_on():
