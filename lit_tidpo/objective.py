@@ -245,10 +245,16 @@ class Objective:
                 value = getattr(batch, need)
                 if value is None:
                     raise InputError(
-                        f"a component needs {need!r}, {find(need).words}, but the batch has none"
+                        f"{self._asking(need)} needs {need!r}, {find(need).words}, but the rows "
+                        f"{batch.index[:8].tolist()} have none: give all rows {find(need).given}, "
+                        "or choose another component"
                     )
                 results[need] = value
         return found
+
+    def _asking(self, need: str) -> str:
+        names = (f"loss {name!r}" for name, part in self.losses.items() if need in part.needs)
+        return next(names, "importance")
 
     def weigh(self, results: Results, share: float | None = None) -> None:
         """Add the ``weights`` that the estimator's scores become, ``[N, T]``, and the ``scores``.

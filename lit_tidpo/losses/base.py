@@ -91,11 +91,14 @@ class LossComponent(Component, ABC):
             ``group`` of one or more responses of a prompt, or the ``batch``, whose prompts then
             count for each other.
         quantities: Names of the quantities that it logs.
+        alone: What becomes of it in batches of one prompt, where that is another loss: the run
+            then warns.
     """
 
     default_weight: float = 1.0
     unit: Unit = "pair"
     quantities: tuple[str, ...] = ()
+    alone: str = ""
 
     @property
     def needs(self) -> frozenset[str]:

@@ -52,6 +52,7 @@ class BetaDPOLoss(nn.Module, DPOLoss):
         self.alpha = alpha
         self.momentum = momentum
         self.left_out = left_out
+        self.alone = "of one pair none can be left out" if left_out else ""
         self.register_buffer("average", torch.zeros(()))
         self.register_buffer("spread", torch.zeros(()))
 

@@ -43,6 +43,11 @@ class KTOLoss(UnpairedLoss):
         self.undesirable_weight = undesirable_weight
         self.weighted = weighted
 
+    alone = (
+        "its reference point, the mean over responses under other prompts of the batch, is then 0, "
+        "as in apo_zero_unpaired"
+    )
+
     @property
     def needs(self) -> frozenset[str]:
         """Responses under other prompts, too."""

@@ -23,6 +23,7 @@ class QuantileLoss(PairLoss):
     """
 
     unit: Unit = "batch"
+    alone = "one value has no distribution, so that it is then dpo"
 
     def __init__(
         self, beta: Scalar = 0.01, label_smoothing: Scalar = 0.0, weighted: bool = False

@@ -42,6 +42,7 @@ class Need:
         collision: Whether it must make the log of the collision probability.
         compared: Whether the model is compared with the policy, token by token.
         extra: What serving it costs beside a forward of the model and a gradient.
+        given: What in the data gives it.
     """
 
     words: str
@@ -58,6 +59,7 @@ class Need:
     collision: bool = False
     compared: bool = False
     extra: str = ""
+    given: str = ""
 
 
 OF_A_MODEL: Mapping[str, Need] = {
@@ -167,9 +169,15 @@ OF_NO_MODEL: Mapping[str, Need] = {
         "under the policy and, where asked for, the reference",
         "rows of their own",
     ),
-    "rewards": Need("a number for each response from the data", "[N]"),
+    "rewards": Need(
+        "a number for each response from the data",
+        "[N]",
+        given="the columns score_chosen and score_rejected of pairs",
+    ),
     "labels": Need(
-        "whether each response is desirable, from the data; of pairs the chosen ones are", "[N]"
+        "whether each response is desirable, from the data; of pairs the chosen ones are",
+        "[N]",
+        given="the column label of single responses",
     ),
     "mismatched": Need(
         "each prompt with the response to another one, as context.mismatched (losses only): their "
@@ -180,6 +188,7 @@ OF_NO_MODEL: Mapping[str, Need] = {
         "log-probs of the response tokens under the model that wrote them, from the data",
         "[N, T]",
         by_token=True,
+        given="behaviour_logps of each response that a GroupCollator gets",
     ),
 }
 """What else can be asked for."""

@@ -52,6 +52,7 @@ Evaluation = Literal["objective", "rewards"]
 NonFinite = Literal["raise", "skip"]
 
 _ANCHOR = AnchorOptions()
+_BATCHES = ("batch_size", "eval_batch_size")
 
 
 def _default_losses() -> dict[str, LossComponent]:
@@ -304,9 +305,25 @@ class PreferenceModule(ReferencedModule):
         if "anchor" in self.objective.needs:
             turns = told_by_data(self.trainer, "trained_turns", "single")
             self.anchor.check_turns(turns == "all")
+        if stage != "predict":
+            self._tell_of_batches_of_one(stage)
         if stage == "fit":
             for cache in self._caches.values():
                 cache.clear()
+
+    def _tell_of_batches_of_one(self, stage: str) -> None:
+        sizes = {each: told_by_data(self.trainer, each, None) for each in _BATCHES}
+        if stage != "fit" and sizes["eval_batch_size"] is not None:
+            del sizes["batch_size"]
+        if self.evaluation == "rewards":
+            del sizes["eval_batch_size"]
+        ones = [f"data.{option}=1" for option, size in sizes.items() if size == 1]
+        for name, loss in self.objective.losses.items():
+            if ones and loss.alone:
+                rank_zero_warn(
+                    f"loss {name!r} gets batches of one prompt ({', '.join(ones)}): {loss.alone}; "
+                    "set 2 or more (accumulated batches stay batches of their own)"
+                )
 
     @property
     def _lookahead(self) -> int:

@@ -11,7 +11,7 @@ import torch
 from lit_tidpo.losses.base import LossComponent, LossContext
 from lit_tidpo.plugins.registry import LOSSES, load, registered
 from lit_tidpo.structures import Results
-from lit_tidpo.testing import check_loss_component, tiny_context, tiny_groups
+from lit_tidpo.testing import check_loss_component, tiny_batch, tiny_context, tiny_groups
 
 NAMES = [entry.name for entry in registered(LOSSES) if entry.value.startswith("lit_tidpo.losses.")]
 WEIGHTED = [
@@ -65,6 +65,16 @@ def test_weights_of_ones_change_no_bit_and_others_do(name):
     assert torch.equal(value(weighted, ones), expected)
     others = context_of(plain, lambda weights: weights)
     assert not torch.equal(value(weighted, others), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("kto", "apo_zero_unpaired"), ("aot", "dpo"), ("aot_unpaired", "dpo")]
+)
+def test_of_one_prompt_it_is_the_loss_that_the_warning_names(name, other):
+    found, expected = make(name, beta=0.3), make(other, beta=0.3)
+    assert other in found.alone
+    context = tiny_context(tiny_batch(1))
+    torch.testing.assert_close(value(found, context).sum(), value(expected, context).sum())
 
 
 def test_there_are_no_fewer_losses_than_the_readme_says():

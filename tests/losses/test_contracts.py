@@ -14,6 +14,7 @@ from lit_tidpo.functional import dpo_loss, sequence_sum
 from lit_tidpo.importance.uniform_importance import UniformImportance
 from lit_tidpo.losses.base import LossComponent, LossContext, LossValues
 from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.kto_loss import KTOLoss
 from lit_tidpo.metrics.quantities import objective_quantities, quantity_names
 from lit_tidpo.models.models import Models
 from lit_tidpo.models.packed_attention import use_packed_attention
@@ -390,10 +391,17 @@ def test_log_probs_of_the_data_are_handed_on(models):
     assert found.loss.tolist() == pytest.approx([moved[0] + moved[2], moved[1]], rel=1e-4)
 
 
-@pytest.mark.parametrize(("loss", "need"), [(Rewarded, "rewards"), (OffPolicy, "behaviour_logps")])
-def test_what_the_data_do_not_bring_along_is_missed(models, loss, need):
+@pytest.mark.parametrize(
+    ("loss", "need", "given"),
+    [
+        (Rewarded, "rewards", "the columns score_chosen and score_rejected"),
+        (OffPolicy, "behaviour_logps", "behaviour_logps of each response"),
+        (KTOLoss, "labels", "the column label"),
+    ],
+)
+def test_what_the_data_do_not_bring_along_is_missed(models, loss, need, given):
     groups = dataclasses.replace(tiny_groups(), rewards=None)
-    with pytest.raises(InputError, match=rf"needs '{need}', .* but the batch has none"):
+    with pytest.raises(InputError, match=rf"loss 'own' needs '{need}', .* give all rows {given}"):
         make_objective(own=loss()).evaluate(models, groups)
 
 

@@ -229,6 +229,19 @@ def test_losses_that_compare_responses_are_refused_at_set_up(
         quiet_trainer(max_steps=1).fit(make_module(model_folder, losses=losses), data)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [({"batch_size": 1}, "batch_size=1"), ({"eval_batch_size": 1}, "eval_batch_size=1")],
+)
+def test_batches_of_one_are_told_of_where_the_loss_is_another_one_then(
+    model_folder, source, sizes, told
+):
+    data = make_data(source, model_folder, **sizes)
+    words = rf"loss 'kto' gets batches of one prompt \(data.{told}\): .* as in apo_zero_unpaired"
+    with pytest.warns(UserWarning, match=words):
+        quiet_trainer(max_steps=0).fit(make_module(model_folder, losses={"kto": KTOLoss()}), data)
+
+
 def test_sft_is_refused(model_folder, data):
     with pytest.raises(InputError, match="sft trains on the chosen responses of pairs"):
         quiet_trainer(max_steps=1).fit(SFTModule(PolicyConfig(path=model_folder)), data)
