@@ -7,7 +7,8 @@ from typing import Any
 
 from lit_tidpo.data.ranked import Against, TrainedTurns
 from lit_tidpo.data.rendering import SpecialTokens
-from lit_tidpo.data.shapes import describe_shapes
+from lit_tidpo.data.reports import InvalidRows
+from lit_tidpo.data.shapes import describe_shapes, sides_of_columns
 from lit_tidpo.errors import InputError
 
 
@@ -36,6 +37,7 @@ def show_data(
     max_prompt_length: int | None = None,
     chat_template: str | None = None,
     special_tokens: SpecialTokens = "text",
+    invalid_rows: InvalidRows = "raise",
     tokenizer_revision: str | None = None,
     trust_remote_code: bool = False,
     cache_dir: str | None = None,
@@ -43,6 +45,7 @@ def show_data(
 ) -> None:
     """Print what a run would see of a data set: counts, shapes, problems, lengths and rows.
 
+    Ends in the error, with status 2, in which a run would.
     The options are those of ``fit``, without their ``data.``; --shapes alone prints the shapes that
     rows may have.
 
@@ -61,15 +64,17 @@ def show_data(
         max_prompt_length: Tokens that a prompt keeps however long the responses are.
         chat_template: Jinja text or path of a template that replaces the tokenizer's own.
         special_tokens: What a special token within the text of a message is.
+        invalid_rows: ``raise`` an error of rows that cannot be used, or ``drop`` them.
         tokenizer_revision: Branch, tag or commit of a tokenizer on the Hub.
         trust_remote_code: Let the tokenizer's repository run its own code.
         cache_dir: Folder for downloaded data; None means that of ``datasets``.
         show: Rows whose texts are shown.
 
     Raises:
-        InputError: If the data or the tokenizer cannot be read.
+        InputError: If the data or the tokenizer cannot be read, or a run would refuse rows.
     """
     from lit_tidpo.data.datamodule import PreferenceDataModule
+    from lit_tidpo.data.mixing import check_kinds
     from lit_tidpo.data.overview import overview
 
     if show < 0:
@@ -91,9 +96,18 @@ def show_data(
         max_prompt_length=max_prompt_length,
         chat_template=chat_template,
         special_tokens=special_tokens,
+        invalid_rows=invalid_rows,
         cache_dir=cache_dir,
     )
+    seen = []
     for label, rows in data.raw_rows(split):
         sys.stdout.write(f"{label}\n")
-        for line in overview(rows, split, data.pair_tokenizer, show).lines():
+        sides = sides_of_columns(rows.column_names)
+        found = overview(rows, split, data.pair_tokenizer, show, sides)
+        seen.append((label, found))
+        for line in found.lines():
             sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+    for label, found in seen:
+        found.check(invalid_rows, label)
+    check_kinds((found.report for _, found in seen), data.source.label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.shapes import shape_of
 from lit_tidpo.data.splits import Splits, SplitSource
-from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.errors import InputError
 
@@ -78,13 +77,9 @@ class MixedSource:
             rows, found = part.usable(own, name, tokenise, policy)
             reports |= {f"{split} of {part.label}": report for report in found.values()}
             numbers = np.asarray(rows["index"][:]) + start
-            if tables and sides_of(rows.column_names) != sides_of(tables[0].column_names):
-                raise InputError(
-                    f"{part.label!r} and others of {self.label} hold pairs here, single responses "
-                    "there: train on one kind"
-                )
             tables.append(rows.remove_columns("index").add_column("index", numbers))
             start += len(own[name] if name in own else own[part.train_split])
+        check_kinds(reports.values(), self.label)
         if self.weights is None or split != self.train_split:
             return datasets.concatenate_datasets(tables), reports
         shares = np.asarray(self.weights) / sum(self.weights)
@@ -146,6 +141,20 @@ def split_source(source: Any, common: SplitSource) -> SplitSource | MixedSource:
     )
     weights = _weights(entries)
     return MixedSource(parts, weights, common.train_split, common.validation_split, common.seed)
+
+
+def check_kinds(reports: Iterable[PreparationReport], label: str) -> None:
+    """Refuse pairs in one source and single responses in another.
+
+    Args:
+        reports: What became of the rows of each.
+        label: What messages call them together.
+
+    Raises:
+        InputError: If there are both.
+    """
+    if len({each.is_single for each in reports}) > 1:
+        raise InputError(f"{label} hold pairs here, single responses there: train on one kind")
 
 
 def names_sources(source: Any) -> bool:

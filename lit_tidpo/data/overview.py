@@ -11,9 +11,9 @@ from itertools import groupby
 from statistics import quantiles
 from typing import Any
 
-from lit_tidpo.data.reports import PreparationReport
-from lit_tidpo.data.shapes import shape_of
-from lit_tidpo.data.tokenised import sides_of
+from lit_tidpo.data.reports import InvalidRows, PreparationReport
+from lit_tidpo.data.shapes import PAIR, shape_of
+from lit_tidpo.data.tokenised import blank_row, check_kind, sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.errors import InputError
 
@@ -37,6 +37,7 @@ class Overview:
         swapped: Numbers of rows that came before with the better response called the worse, or
             with the other label.
         examples: Texts of the first usable rows, by number.
+        refused: What a run would end in at the first malformed row; empty if there is none.
     """
 
     report: PreparationReport
@@ -47,6 +48,7 @@ class Overview:
     repeated: dict[int, int] = field(default_factory=dict)
     swapped: dict[int, int] = field(default_factory=dict)
     examples: dict[int, dict[str, str]] = field(default_factory=dict)
+    refused: str = ""
 
     def lines(self) -> Iterator[str]:
         """The overview as lines of text."""
@@ -58,7 +60,7 @@ class Overview:
         if self.repeated:
             yield f"  {len(self.repeated)} rows came before: {_rows(self.repeated)}"
         if self.swapped:
-            how = "the other label" if self.report.labels else "chosen and rejected swapped"
+            how = "the other label" if self.report.is_single else "chosen and rejected swapped"
             yield f"  {len(self.swapped)} rows came before with {how}: {_rows(self.swapped)}"
         if self.report.usable:
             yield from self._lengths()
@@ -69,6 +71,22 @@ class Overview:
             for name, text in responses:
                 yield f"  {name:9} {before} | {_beginning(text)}"
                 before = "..."
+
+    def check(self, policy: InvalidRows, label: str) -> None:
+        """Refuse what a run would refuse.
+
+        Args:
+            policy: What a run does with invalid rows: ``raise`` or ``drop``.
+            label: What messages call the source.
+
+        Raises:
+            InputError: As of a run.
+        """
+        if self.refused:
+            raise InputError(
+                f"{self.refused} (split {self.report.split!r} of {label!r}; its rows count from 0)"
+            )
+        self.report.check(policy)
 
     def _lengths(self) -> Iterator[str]:
         yield f"tokens{'least':>14}{'median':>8}{'95 %':>8}{'most':>8}"
@@ -88,7 +106,11 @@ class Overview:
 
 
 def overview(
-    rows: Iterable[Mapping[str, Any]], split: str, tokenise: PairTokenizer, show: int = 3
+    rows: Iterable[Mapping[str, Any]],
+    split: str,
+    tokenise: PairTokenizer,
+    show: int = 3,
+    sides: tuple[str, ...] = PAIR,
 ) -> Overview:
     """Look through the rows of a split.
 
@@ -97,6 +119,7 @@ def overview(
         split: Its name.
         tokenise: Tokenizer and lengths of the run.
         show: Rows whose texts are shown.
+        sides: Names of the responses of each row.
 
     Returns:
         The overview; rows that a run would stop at are among its problems.
@@ -110,8 +133,10 @@ def overview(
         found.shapes["none" if shape is None else shape.name] += 1
         try:
             pair, own = tokenise(row, number), whole(row, number)
+            check_kind(pair, sides, number)
         except InputError as error:
-            pair = own = {"problem": _kind(str(error)), "index": number}
+            found.refused = found.refused or str(error)
+            pair = own = blank_row(sides, number, _kind(str(error)))
         found.report.add(pair)
         if pair["problem"]:
             found.problems[pair["problem"]].append(number)
@@ -130,7 +155,7 @@ def overview(
         if len(found.examples) < show:
             decode = tokenise.tokenizer.decode
             texts = {part: _text(pair, part, decode) for part in parts}
-            if found.report.labels:
+            if found.report.is_single:
                 name = "desirable" if pair["label"] else "undesirable"
                 texts[name] = texts.pop(parts[1])
             found.examples[number] = texts

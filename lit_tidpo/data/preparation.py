@@ -14,18 +14,16 @@ from datasets import Dataset, Value
 from datasets.fingerprint import Hasher
 
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
-from lit_tidpo.data.shapes import PAIR, SINGLE, shape_of
-from lit_tidpo.data.tokenised import features, sides_of
+from lit_tidpo.data.shapes import sides_of_columns
+from lit_tidpo.data.tokenised import check_kind, features, sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
 from lit_tidpo.data.whole_files import drop_damaged, remember
-from lit_tidpo.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Raise it when the same options come to make other ids, so that old cache files are left alone.
 _VERSION = 6
-_KINDS = {PAIR: "a pair", SINGLE: "a single response with a label"}
 
 
 def fingerprint(data: Dataset, tokenise: PairTokenizer) -> str:
@@ -55,8 +53,7 @@ def tokenise_split(
     Returns:
         One row of ids per row of ``data``; see :class:`~lit_tidpo.data.tokenization.PairTokenizer`.
     """
-    shape = shape_of(frozenset(data.column_names))
-    columns = features(PAIR if shape is None else shape.sides)
+    columns = features(sides_of_columns(data.column_names))
     name = fingerprint(data, tokenise)
     folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,11 +87,7 @@ def _tokenised_columns(
     ]
     tokenised = tokenise.batch(rows, numbers)
     for number, row in zip(numbers, tokenised, strict=True):
-        if row.keys() != set(schema.names):
-            raise InputError(
-                f"row {number} holds {_KINDS[sides_of(row)]}, others do not: put pairs and single "
-                "responses into data sets of their own"
-            )
+        check_kind(row, sides_of(schema.names), number)
     return pa.Table.from_pylist(tokenised, schema)
 
 

@@ -34,6 +34,7 @@ class PreparationReport:
         shifted_example: Text around the start of the responses in the first such row.
         left_out: Usable rows of which the chat template leaves out text.
         left_out_example: The beginning of that text in the first such row.
+        is_single: Whether the rows are single responses.
         labels: Usable single responses by their label.
         guarded: Special tokens that stand in the text of messages.
         problems: Unusable rows by what is wrong with them.
@@ -48,6 +49,7 @@ class PreparationReport:
     left_out: int = 0
     left_out_example: str = ""
     guarded: int = 0
+    is_single: bool = False
     labels: Counter[bool] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class PreparationReport:
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a tokenised row, of which no ids are looked at."""
         self.rows += 1
+        self.is_single = "label" in row
         if row["problem"]:
             self.problems[row["problem"]] += 1
             self.first.setdefault(row["problem"], row["index"])
@@ -75,13 +78,14 @@ class PreparationReport:
             self.add(row)
         good = rows.filter(usable)
         self.rows += len(good)
+        self.is_single = "label" in rows.column_names
 
         def total(name: str) -> int:
             return int(pc.sum(good[name]).as_py() or 0)
 
         for part in ("prompt", *sides_of(rows.column_names)):
             self.truncated[part] += total(f"{part}_truncated")
-        if "label" in rows.column_names:
+        if self.is_single:
             desirable = total("label")
             self.labels += Counter({True: desirable, False: len(good) - desirable})
         self.shifted += total("shifted")
@@ -109,11 +113,11 @@ class PreparationReport:
 
     @property
     def counts(self) -> str:
-        """How many there are, such as ``8 pairs`` or ``8 responses (5 desirable, 3 not)``."""
-        if not self.labels:
+        """How many there are: ``8 pairs`` or ``8 labelled responses (5 desirable, 3 ...)``."""
+        if not self.is_single:
             return f"{self.usable} pairs"
         good, bad = self.labels[True], self.labels[False]
-        return f"{self.usable} responses ({good} desirable, {bad} undesirable)"
+        return f"{self.usable} labelled responses ({good} desirable, {bad} undesirable)"
 
     def notes(self) -> Iterator[str]:
         """What else is to be told of usable rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,6 +66,12 @@ def shape_of(columns: frozenset[str]) -> Shape | None:
         and (shape.sides == PAIR or not columns >= set(PAIR))
     )
     return next(fitting, None)
+
+
+def sides_of_columns(columns: Iterable[str]) -> tuple[str, ...]:
+    """Names of the responses of rows with these columns."""
+    shape = shape_of(frozenset(columns))
+    return PAIR if shape is None else shape.sides
 
 
 def row_shape(row: Row) -> Shape:

@@ -18,7 +18,7 @@ from lit_tidpo.data.loaders import Position, ResumableLoader
 from lit_tidpo.data.mixing import MixedSource
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.sampling import ResumableSampler
-from lit_tidpo.data.shapes import PAIR, SINGLE, shape_of
+from lit_tidpo.data.shapes import SINGLE, sides_of_columns
 from lit_tidpo.data.splits import SplitSource
 from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
@@ -241,5 +241,4 @@ def _sides(rows: Any) -> tuple[str, ...]:
     if not isinstance(rows, IterableDataset):
         return sides_of(rows.column_names)
     # A stream may not tell its columns before it is read.
-    shape = shape_of(frozenset(rows.column_names or next(iter(rows), {})))
-    return PAIR if shape is None else shape.sides
+    return sides_of_columns(rows.column_names or next(iter(rows), {}))

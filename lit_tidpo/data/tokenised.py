@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from datasets import Features, List, Value
 
 from lit_tidpo.data.shapes import NUMBERS, PAIR, SINGLE
+from lit_tidpo.errors import InputError
 
 _IDS, _WEIGHTS, _FLAG = List(Value("int32")), List(Value("float32")), Value("bool")
 _FLAGS = List(_FLAG)
+_KINDS = {PAIR: "a pair", SINGLE: "a single response with a label"}
 
 
 def sides_of(row: Any) -> tuple[str, ...]:
     """Names of the responses of a tokenised row, or of rows with these columns."""
     return SINGLE if "label" in row else PAIR
+
+
+def check_kind(row: Mapping[str, Any], sides: tuple[str, ...], number: int) -> None:
+    """Refuse a tokenised row whose responses have other names than those of its split.
+
+    Args:
+        row: The row.
+        sides: Names of the responses of the split.
+        number: Position of the row in its split, for messages.
+
+    Raises:
+        InputError: If they have.
+    """
+    if sides_of(row) != sides:
+        raise InputError(
+            f"row {number} holds {_KINDS[sides_of(row)]}, others do not: put pairs and single "
+            "responses into data sets of their own"
+        )
 
 
 @lru_cache

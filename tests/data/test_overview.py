@@ -8,12 +8,15 @@ import pytest
 
 from lit_tidpo.cli import main
 from lit_tidpo.data.overview import histogram, overview
-from lit_tidpo.data.shapes import SHAPES
+from lit_tidpo.data.shapes import PAIR as TWO
+from lit_tidpo.data.shapes import SHAPES, SINGLE
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
+from lit_tidpo.errors import InputError
 
 from .conftest import word_level
 
 PAIR = {"prompt": "a b ", "chosen": "c c c c", "rejected": "d"}
+GOOD = {"prompt": "a ", "completion": "b", "label": True}
 ROWS = [
     PAIR,
     {**PAIR, "chosen": ""},
@@ -67,11 +70,11 @@ def test_the_first_rows_are_shown_as_the_model_sees_them(seen):
 
 
 def test_single_responses_are_counted_by_their_label():
-    good = {"prompt": "a ", "completion": "b", "label": True}
-    rows = [good, {**good, "completion": "c"}, {**good, "label": False}, good]
-    found = overview(rows, "x", PairTokenizer(word_level("a b c"), TokenizationOptions()), show=1)
+    rows = [GOOD, {**GOOD, "completion": "c"}, {**GOOD, "label": False}, GOOD]
+    tokenise = PairTokenizer(word_level("a b c"), TokenizationOptions())
+    found = overview(rows, "x", tokenise, show=1, sides=SINGLE)
     lines = list(found.lines())
-    assert lines[1] == "usable: 4 responses (3 desirable, 1 undesirable)"
+    assert lines[1] == "usable: 4 labelled responses (3 desirable, 1 undesirable)"
     assert "  1 rows came before: row 3" in lines
     assert "  1 rows came before with the other label: row 2" in lines
     assert lines[-1] == "  desirable 'a  ' | 'b </s>'"
@@ -93,10 +96,45 @@ def test_long_texts_and_many_rows_are_cut():
     assert lines[-2].startswith("  chosen    ... ' a   a   a")
 
 
-def test_nothing_usable_is_no_failure():
-    options = TokenizationOptions()
-    found = overview([{**PAIR, "chosen": ""}], "x", PairTokenizer(word_level("a"), options))
-    assert list(found.lines())[1:] == ["usable: 0 pairs", "  1 empty response: row 0"]
+OF_A_PAIR = (
+    "holds a pair, others do not: put pairs and single responses into data sets of their own"
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "sides", "counts", "problem", "refused"),
+    [
+        ({**PAIR, "chosen": ""}, TWO, "0 pairs", "empty response", "no usable row: 1 empty resp"),
+        (
+            {**GOOD, "completion": ""},
+            SINGLE,
+            "0 labelled responses (0 desirable, 0 undesirable)",
+            "empty response",
+            "no usable row: 1 empty resp",
+        ),
+        (
+            PAIR,
+            SINGLE,
+            "0 labelled responses (0 desirable, 0 undesirable)",
+            OF_A_PAIR,
+            rf"row 0 {OF_A_PAIR} \(split 'x' of 'here'",
+        ),
+    ],
+)
+def test_what_a_run_would_refuse_is_shown_first(row, sides, counts, problem, refused):
+    tokenise = PairTokenizer(word_level("a b"), TokenizationOptions())
+    found = overview([row], "x", tokenise, sides=sides)
+    assert list(found.lines())[1:] == [f"usable: {counts}", f"  1 {problem}: row 0"]
+    with pytest.raises(InputError, match=refused):
+        found.check("drop", "here")
+
+
+def test_rows_that_a_run_leaves_out_are_refused_by_default():
+    tokenise = PairTokenizer(word_level("a b c d"), TokenizationOptions())
+    found = overview([{**PAIR, "chosen": ""}, PAIR], "x", tokenise)
+    found.check("drop", "here")
+    with pytest.raises(InputError, match="1 of 2 rows of split 'x' cannot be used: 1 empty"):
+        found.check("raise", "here")
 
 
 def test_the_command(write_rows, tokenizer_folder, capsys):
