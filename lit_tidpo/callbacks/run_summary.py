@@ -18,10 +18,21 @@ from lit_tidpo.modules.preference import PreferenceModule
 class RunSummary(Callback):
     """Ends ``fit`` with a few lines: what was trained, where its files are, what to type next."""
 
+    _began = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is trained yet."""
+        self._began = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there was something to train, which a complete run has not."""
+        self._began = True
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell it."""
         folder = log_folder(trainer)  # on all ranks
-        lines = [f"trained {_amounts(trainer, pl_module)}"]
+        done = f"trained {_amounts(trainer, pl_module)}"
+        lines = [done if self._began else _complete(trainer)]
         if trainer.loggers:
             lines.append(f"curves:     {_shown(folder)}")
         saver = trainer.checkpoint_callback
@@ -35,6 +46,18 @@ class RunSummary(Callback):
                 lines.append(f"next: lit-tidpo predict --config {config} --ckpt_path {checkpoint}")
             lines.append(f"next: lit-tidpo export {checkpoint} exported")
         rank_zero_info("\n".join(lines))
+
+
+def _complete(trainer: Trainer) -> str:
+    """Where a run stands that there was nothing to train of, and how it goes on."""
+    ends = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+    set_ends = {name: end for name, end in ends.items() if end not in (None, -1)}
+    told = ", ".join(f"trainer.{name}={end}" for name, end in set_ends.items())
+    raised = " and ".join(f"--trainer.{name}" for name in set_ends)
+    return (
+        f"nothing was left to train: the run was complete at step {trainer.global_step} ({told}); "
+        f"to go on, raise {raised}"
+    )
 
 
 def _amounts(trainer: Trainer, module: LightningModule) -> str:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_tidpo.callbacks.progress import _EndsWithSteps, _RichBar, _TQDMBar
+from lit_tidpo.callbacks.run_summary import RunSummary
 from lit_tidpo.cli import main
 from lit_tidpo.commands.quiet import quiet
 
@@ -59,6 +60,38 @@ def test_a_run_shows_its_values_and_what_to_type_next(run, tmp_path, capsys, cap
         r"exported [\d.]+ MB: .*from_pretrained\('exported'\)", capsys.readouterr().out
     )
     assert (tmp_path / "exported" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ({"max_steps": 2}, r"\(trainer.max_steps=2\); to go on, raise --trainer.max_steps\n"),
+        (
+            {"max_steps": 1, "max_epochs": 9},
+            r"\(trainer.max_steps=1, .*\); to go on, raise .*_steps and --trainer.max_epochs",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The .*dataloader.* does not have many workers")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_complete_run_says_so(ends, told, tmp_path, caplog):
+    def fit(ckpt_path=None, **options):
+        quiet_options = {"enable_progress_bar": False, "limit_val_batches": 0, "logger": False}
+        trainer = Trainer(
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            callbacks=[RunSummary()],
+            **quiet_options,
+            **options,
+        )
+        caplog.clear()
+        trainer.fit(BoringModel(), ckpt_path=ckpt_path)
+        return trainer.checkpoint_callback.best_model_path
+
+    saved = fit(max_steps=2)
+    assert "trained 66 parameters on 64 rows in 2 steps" in caplog.text
+    fit(saved, **ends)
+    assert re.search(rf"nothing was left to train: .* complete at step 2 {told}", caplog.text)
 
 
 @pytest.mark.parametrize("kind", [_TQDMBar, _RichBar])
