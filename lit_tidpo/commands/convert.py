@@ -12,6 +12,7 @@ import yaml
 from lit_tidpo.converting.llama_factory import convert_llama_factory
 from lit_tidpo.converting.options import FATES, Conversion
 from lit_tidpo.converting.reading import read_assignments, read_file, read_options
+from lit_tidpo.converting.sharding import check_trains
 from lit_tidpo.converting.trl import convert_trl
 from lit_tidpo.converting.trl_options import OPTIONS as TRL
 from lit_tidpo.errors import InputError
@@ -82,6 +83,7 @@ def _convert(words: Sequence[str], rows: int | None) -> Conversion:
     if len(words) > 1 or words[0].startswith("-"):
         raise InputError(f"convert {' '.join(words)}: {_TYPICAL}{_FACTORY[0]}")
     given = read_file(words[0])
+    check_trains(given, words[0])
     if "stage" in given:
         return convert_llama_factory(given, rows, _folder(Path(words[0]), given))
     return convert_trl(given, rows)

@@ -31,6 +31,37 @@ _PACKAGED: dict[str, dict[str, Any]] = {
 """What the files of accelerate say that TRL brings along."""
 
 
+_LAUNCHERS = {
+    "distributed_type": (
+        "accelerate",
+        "lit-tidpo convert accelerate launch --config_file {} dpo.py --config TRAINING.yaml",
+    ),
+    "zero_optimization": (
+        "DeepSpeed",
+        "lit-tidpo convert trl dpo --config TRAINING.yaml --deepspeed {}",
+    ),
+}
+"""Whose file one with this option is, and what converts it with the run that it is of."""
+
+
+def check_trains(given: Mapping[str, Any], path: str) -> None:
+    """Refuse a file that says how a run is shared out, but not what is trained.
+
+    Args:
+        given: What it holds.
+        path: What the user calls it.
+
+    Raises:
+        InputError: If it is one.
+    """
+    for option, (whose, line) in _LAUNCHERS.items():
+        if option in given:
+            raise InputError(
+                f"{path!r} is a file of {whose}, which says how a run is shared out, but not what "
+                f"is trained: give it beside what says that: {line.format(path)}"
+            )
+
+
 def merge_accelerate(run: Conversion) -> None:
     """Let a file of accelerate stand for the options of the trainer that it sets."""
     if not run["accelerate_config"]:

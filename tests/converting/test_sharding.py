@@ -64,6 +64,19 @@ def test_the_strategy_and_what_is_told(given, expected, fate):
     assert run.told.get(name, (None,))[0] == fate
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"distributed_type": "FSDP"}, "file of accelerate, .* accelerate launch --config_file f"),
+        ({"zero_optimization": {}}, "file of DeepSpeed, .* trl dpo .* --deepspeed f.yaml"),
+    ],
+)
+def test_such_a_file_alone_is_called_by_its_name(given, told, folder):
+    Path("f.yaml").write_text(yaml.safe_dump(given), "utf-8")
+    with pytest.raises(InputError, match=told):
+        convert(["convert", "f.yaml"])
+
+
 def test_files_of_deepspeed_and_accelerate(folder, capsys):
     Path("z2.json").write_text(json.dumps(zero(2)))
     found = convert_llama_factory({**FACTORY, "finetuning_type": "full", "deepspeed": "z2.json"})
