@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import Dataset, IterableDataset
 
+from lit_tidpo.data.loading import read_on
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.tokenised import sides_of
 from lit_tidpo.data.tokenization import PairTokenizer
@@ -106,7 +107,7 @@ class PairStream(IterableDataset[Example]):
 
     def _usable(self) -> Iterator[Example]:
         self.report.reset()
-        for row in self.rows:
+        for row in read_on(self.rows):
             pair = self.tokenise(row, row[_NUMBER])
             self.report.add(pair)
             self.report.show_shift(pair, self.tokenise.tokenizer)

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_tidpo.data.shapes import NUMBERS
 from lit_tidpo.data.turns import Message, messages
 from lit_tidpo.errors import InputError
+
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def check_characters(row: Any, where: str) -> None:
+    """Refuse text with half of a character: JSON may hold it, but nothing can encode it.
+
+    Args:
+        row: A row's fields.
+        where: What it is, for messages.
+
+    Raises:
+        InputError: Naming the column.
+    """
+    for column, value in row.items() if isinstance(row, Mapping) else ():
+        if half := _HALF.search(json.dumps(value, ensure_ascii=False, default=str)):
+            raise InputError(
+                f"{where}: column {column!r} holds {half[0]!a}, which is half of a character (an "
+                "emoji takes two such escapes): a text was cut there; mend it or leave the row out"
+            )
 
 
 def text_or_messages(row: Mapping[str, Any], name: str, number: int) -> str | list[Message]:

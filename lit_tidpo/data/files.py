@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import fsspec
 
+from lit_tidpo.data.fields import check_characters
 from lit_tidpo.errors import InputError
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -72,7 +73,7 @@ def _files(path: Path) -> Iterable[Path]:
 
 
 def check_json(path: Path) -> None:
-    """Find the line that is not JSON, after reading has failed.
+    """Find the line that is not JSON, or the text that is none, after reading has failed.
 
     Raises:
         InputError: Naming it; nothing is raised where all is JSON.
@@ -91,10 +92,11 @@ def check_json(path: Path) -> None:
             raise InputError(
                 f"{str(file)!r} cannot be unpacked ({error}): compress it again"
             ) from error
+        row = 0
         parts = [text] if _is_json(text) or text.lstrip().startswith("[") else text.split("\n")
         for number, part in enumerate(parts, start=1):
             try:
-                _ = part.strip() and json.loads(part)
+                value = json.loads(part) if part.strip() else []
             except RecursionError as error:
                 raise InputError(
                     f"{str(file)!r} line {number} is nested too deeply: expected preference pairs"
@@ -104,6 +106,9 @@ def check_json(path: Path) -> None:
                     f"{str(file)!r} line {number + error.lineno - 1} is not JSON ({error.msg}, "
                     f"column {error.colno}): mend or remove it"
                 ) from error
+            for each in value if isinstance(value, list) else [value]:
+                check_characters(each, f"{str(file)!r} row {row}, counted from 0")
+                row += 1
 
 
 def _is_json(text: str) -> bool:

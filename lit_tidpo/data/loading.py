@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import datasets
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetsError
 
+from lit_tidpo.data.fields import check_characters
 from lit_tidpo.data.files import KINDS, OPTIONS, READERS, check_json, check_local, is_saved, kind_of
 from lit_tidpo.data.shapes import COLUMNS, shape_of
 from lit_tidpo.data.whole_files import drop_damaged, drop_undescribed, remember
@@ -103,6 +104,21 @@ def _read(streaming: bool, **source: Any) -> dict[str, Any]:
     return dict(builder.as_dataset())
 
 
+def read_on(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows of a stream, whose files are read while it runs.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
+    stream = iter(rows)
+    while True:
+        with explained("the stream of rows cannot be read"):
+            row = next(stream, None)
+        if row is None:
+            return
+        yield row
+
+
 def renamed(
     splits: Mapping[str, Dataset | IterableDataset], columns: Mapping[str, str | None]
 ) -> dict[str, Dataset | IterableDataset]:
@@ -184,7 +200,12 @@ def _given(
         )
     if not isinstance(source, (Dataset, DatasetDict)):
         with explained("the rows that were given as source are no data set"):
-            source = Dataset.from_list(list(source))
+            try:
+                source = Dataset.from_list(list(source))
+            except UnicodeEncodeError:
+                for number, row in enumerate(source):
+                    check_characters(row, f"row {number} of the source")
+                raise
     splits = {"train": source} if isinstance(source, Dataset) else dict(source)
     return {n: split.to_iterable_dataset() for n, split in splits.items()} if streaming else splits
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lit_tidpo.data.collation import RowsCollator
 from lit_tidpo.data.examples import PairDataset, PairStream
 from lit_tidpo.data.loaders import Position, ResumableLoader
+from lit_tidpo.data.loading import read_on
 from lit_tidpo.data.mixing import MixedSource
 from lit_tidpo.data.reports import InvalidRows, PreparationReport
 from lit_tidpo.data.sampling import ResumableSampler
@@ -241,4 +242,4 @@ def _sides(rows: Any) -> tuple[str, ...]:
     if not isinstance(rows, IterableDataset):
         return sides_of(rows.column_names)
     # A stream may not tell its columns before it is read.
-    return sides_of_columns(rows.column_names or next(iter(rows), {}))
+    return sides_of_columns(rows.column_names or next(read_on(rows), {}))

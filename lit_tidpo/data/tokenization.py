@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lit_tidpo.data.context import ContextFinder, shared_prefix
 from lit_tidpo.data.encoding import WordEncoder, settings_digest
 from lit_tidpo.data.ends import Ends
-from lit_tidpo.data.fields import row_numbers
+from lit_tidpo.data.fields import check_characters, row_numbers
 from lit_tidpo.data.guarding import Guard
 from lit_tidpo.data.ranked import RowOptions
 from lit_tidpo.data.rendering import Renderer, SpecialTokens, left_out
@@ -134,7 +134,12 @@ class PairTokenizer:
             [] if row.problem else self._renderer.texts(row, number)
             for row, number in zip(found, numbers, strict=True)
         ]
-        encoded = self._encoder.encode(texts)
+        try:
+            encoded = self._encoder.encode(texts)
+        except (TypeError, UnicodeEncodeError):
+            for row, number in zip(rows, numbers, strict=True):
+                check_characters(row, f"row {number}")
+            raise
         return [
             self._tokenised(*parts)
             for parts in zip(rows, found, numbers, texts, encoded, strict=True)

@@ -13,6 +13,8 @@ from lit_tidpo.data.splits import SplitSource
 from lit_tidpo.data.tokenization import PairTokenizer, TokenizationOptions
 from lit_tidpo.errors import InputError
 
+from .conftest import word_level
+
 ROW = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 
 
@@ -83,6 +85,24 @@ NAMES = {"prompt": "question", "chosen": "good", "rejected": "bad", "system": No
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("read", "where"),
+    [
+        (load_splits, "row 1 of the source"),
+        (
+            lambda rows: PairTokenizer(word_level("a"), TokenizationOptions()).batch(rows, [5, 6]),
+            "row 6",
+        ),
+    ],
+)
+def test_half_of_a_character_is_told_with_its_row_and_column(read, where):
+    rows = [{"prompt": "a", "chosen": f" a{end}", "rejected": " b"} for end in ("", "\ud83d")]
+    with pytest.raises(
+        InputError, match=rf"{where}: column 'chosen' holds '.ud83d', which is half"
+    ):
+        read(rows)
+
+
 def test_columns_are_renamed_or_left_out(write_rows, streaming):
     splits = load_splits(write_rows([THEIRS]), streaming=streaming)
     assert list(renamed(splits, NAMES)["train"]) == [ROW]
