@@ -269,4 +269,6 @@ def test_the_quick_start_writes_checkpoint_curves_configuration_and_page(tmp_pat
     assert page.count("<article ") == 4
     assert "<svg" in page
     assert "<td>val/rewards/accuracies</td><td>0.500</td>" in page
+    main(["explain", str(next(logs.glob("checkpoints/*.ckpt"))), "--pairs", "1"])
+    assert '<option value="0">of the run</option>' in (tmp_path / "explanation.html").read_text()
     assert list(tmp_path.glob("runs/quickstart/tensorboard/*/events*"))

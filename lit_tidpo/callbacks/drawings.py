@@ -19,6 +19,8 @@ _LINES = 40
 """Lines of a text that a picture shows at the most."""
 _LETTER, _LINE = 0.0753, 0.18
 """Width of a letter of 9 points and height of its line, in inches."""
+_PART = "\ufffd"
+"""Stands for a token that is a part of a letter."""
 _PLUS, _MINUS = "#e08214", "#2b83ba"
 """The colours of the page."""
 
@@ -46,21 +48,23 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> str:
         curves: Points ``(step, value)`` by name.
 
     Returns:
-        One SVG.
+        An SVG for each, without a ground of its own.
     """
+    return "".join(_curve(name, points) for name, points in curves.items())
+
+
+def _curve(name: str, points: list[tuple[int, float]]) -> str:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(curves), 3), layout="constrained")
-    for axes, (name, points) in zip(
-        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
-    ):
-        axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
-        axes.set_title(name, parse_math=False)
-        axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.ticklabel_format(axis="y", useOffset=False)
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
+    axes.set_title(name, parse_math=False)
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.ticklabel_format(axis="y", useOffset=False)
     drawing = io.StringIO()
-    figure.savefig(drawing, format="svg")
+    figure.savefig(drawing, format="svg", transparent=True)
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]
 
 
@@ -81,7 +85,9 @@ def draw_pair(pair: ExplainedPair, title: str) -> Any:
     lines: list[list[Cell]] = [[(title, 0, False)], *_text("prompt", [(pair.prompt, 0, False)])]
     for response in pair.responses:
         tokens = shown_tokens(response, pair)
-        lines += _text(response.role, [(each.text, each.levels[0], each.edited) for each in tokens])
+        lines += _text(
+            response.role, [(each.text or _PART, each.levels[0], each.edited) for each in tokens]
+        )
     figure = Figure(figsize=((_COLUMNS + 4) * _LETTER, (len(lines) + 1) * _LINE), dpi=100)
     canvas: Any = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(-2, _COLUMNS + 2), ylim=(len(lines) + 0.5, -0.5))

@@ -34,7 +34,8 @@ class ReportPage(Callback):
 
     Args:
         pairs: Pairs of the first validation batch to show.
-        metrics: Logged metrics to draw against the step. Those of the validation are also told in
+        metrics: Logged metrics to draw against the step; by default loss, margins and accuracies,
+            and each loss of several. Those of the validation are also told in
             numbers, before and after: the first is measured by ``num_sanity_val_steps: -1``. What
             the run logs no value of is left out.
     """
@@ -47,7 +48,7 @@ class ReportPage(Callback):
         if pairs < 1:
             raise InputError(f"report pairs={pairs}: expected 1 or more")
         self.pairs = pairs
-        self.metrics = metrics or list(_METRICS)
+        self.metrics = list(metrics or _METRICS)
         self._named = metrics is not None
         self._curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
@@ -58,6 +59,9 @@ class ReportPage(Callback):
                 f"the report page shows token weights, which {type(pl_module).__name__} has none "
                 "of: expected a PreferenceModule"
             )
+        losses = [f"train/loss/{name}" for name in pl_module.objective.losses]
+        if not self._named and len(losses) > 1:
+            self.metrics = list(dict.fromkeys([*self.metrics, *losses]))
         known = [f"{stage}/{name}" for stage in ("train", "val") for name in pl_module.means.names]
         for metric in self.metrics:
             if metric not in (*known, "train/skipped_steps"):
@@ -75,15 +79,17 @@ class ReportPage(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Keep the step's values."""
-        self._keep(trainer)
+        """Keep the step's values; those of the last validation are still there, and are not its."""
+        self._keep(trainer, "train/")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the validation's values."""
-        self._keep(trainer)
+        self._keep(trainer, "val/")
 
-    def _keep(self, trainer: Trainer) -> None:
+    def _keep(self, trainer: Trainer, stage: str) -> None:
         for name in self.metrics:
+            if not name.startswith(stage):
+                continue
             value = trainer.callback_metrics.get(name)
             points = self._curves[name]
             if value is not None and (
@@ -105,7 +111,7 @@ class ReportPage(Callback):
         spans = self._before_and_after()
         page = rendered(
             "report",
-            title=f"{type(pl_module).__name__}, {trainer.global_step} steps",
+            title=f"{folder}, {trainer.global_step} steps",
             spans=spans,
             curves=Markup(draw_curves(drawn) if drawn else ""),
             pairs=pairs,

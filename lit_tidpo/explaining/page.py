@@ -18,9 +18,6 @@ from lit_tidpo.explaining.pairs import ExplainedPair, ExplainedResponse
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 """Categories of Unicode of which a reader sees nothing."""
 
-_PART = "\ufffd"
-"""Stands for a token that is a part of a letter."""
-
 _BLANK = "\u034f\u115f\u1160\u2800\u3164\uffa0"
 """Letters and marks that look like nothing."""
 
@@ -30,7 +27,7 @@ class ShownToken:
     """A token as the page shows it.
 
     Attributes:
-        text: Its text.
+        text: Its text; nothing of a token that is a part of a letter.
         edited: Whether it is marked.
         levels: Of each column its value in percent of the pair's largest absolute one.
         note: All numbers in words.
@@ -114,9 +111,7 @@ def shown_tokens(response: ExplainedResponse, pair: ExplainedPair) -> list[Shown
     ]
     notes = _notes(response)
     return [
-        ShownToken(
-            text.replace("\n", "↵\n") or _PART, edited, [own[place] for own in levels], notes[place]
-        )
+        ShownToken(text.replace("\n", "↵\n"), edited, [own[place] for own in levels], notes[place])
         for place, (text, edited) in enumerate(zip(response.tokens, response.edited, strict=True))
     ]
 

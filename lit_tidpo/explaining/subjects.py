@@ -104,6 +104,7 @@ def _of_a_checkpoint(path: Path, reference: str | None) -> Subject:
     content = read_checkpoint(path)
     config = policy_config(content, path)
     data = dict(content.get("datamodule_hyper_parameters") or {})
+    data.pop("_instantiator", None)  # Lightning's command line notes beside them what built them
     replaced: dict[str, Any] = {} if reference is None else {"reference": reference}
     with explained(f"checkpoint {str(path)!r} is none of preference optimisation"):
         # What load_from_checkpoint does with a file once it has read it; folders serve as well.

@@ -59,3 +59,22 @@ def check_finders(trainer: Trainer) -> None:
                 "from a checkpoint: leave it out, and set model.optimizer.lr or "
                 "data.batch_size to what was found"
             )
+
+
+def check_monitors(trainer: Trainer) -> None:
+    """Refuse to watch margins and accuracies, which are of pairs, of single responses.
+
+    Args:
+        trainer: The Trainer, before it runs.
+
+    Raises:
+        InputError: If a callback does; Lightning would find out after the first validation.
+    """
+    for callback in vars(trainer)["callbacks"]:
+        monitor = getattr(callback, "monitor", None) or ""
+        if monitor.endswith(("/margins", "/accuracies")):
+            raise InputError(
+                f"{type(callback).__name__} watches {monitor!r}, which is of pairs, but the data "
+                "hold single responses with a label: give it another monitor, such as "
+                "'val/rewards/chosen'"
+            )

@@ -26,6 +26,7 @@ from lit_tidpo.models.layout import LayoutChoice
 from lit_tidpo.models.policy import ModelOptions, PolicyConfig
 from lit_tidpo.models.reference import OtherModel, check_compatible
 from lit_tidpo.modules.attribution import attributable, takes_gradients
+from lit_tidpo.modules.callback_checks import check_monitors
 from lit_tidpo.modules.learning_rate import LRSchedule
 from lit_tidpo.modules.referenced import ReferencedModule
 from lit_tidpo.modules.runtime import (
@@ -300,8 +301,11 @@ class PreferenceModule(ReferencedModule):
         """Check the strategy, and forget what an earlier fit kept; a checkpoint comes after."""
         super().setup(stage)
         evaluates = stage == "fit" or self.evaluation == "objective"
-        if stage != "predict" and evaluates and not told_by_data(self.trainer, "is_paired", True):
+        is_paired = told_by_data(self.trainer, "is_paired", True)
+        if stage != "predict" and evaluates and not is_paired:
             self.objective.check_single_responses()
+        if stage == "fit" and not is_paired:
+            check_monitors(self.trainer)
         if "anchor" in self.objective.needs:
             turns = told_by_data(self.trainer, "trained_turns", "single")
             self.anchor.check_turns(turns == "all")

@@ -4,12 +4,14 @@ import sys
 
 import pytest
 from lightning.pytorch import Trainer
+from modules.runs import quiet_trainer
 from torch.utils.data import DataLoader
 
 from lit_tidpo import PreferenceModule
 from lit_tidpo.callbacks.report_page import ReportPage
 from lit_tidpo.errors import InputError
 from lit_tidpo.losses.dpo_loss import DPOLoss
+from lit_tidpo.losses.hinge_loss import HingeLoss
 from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.testing import tiny_batch, tiny_policy
@@ -64,3 +66,23 @@ def test_plain_loaders_show_ids_and_no_validation_no_pairs(tmp_path, validation,
     assert page.count(f"> {token}</span>") >= pages
     prompt = " ".join(map(str, batch.input_ids[0, : batch.prompt_lengths[0]].tolist()))
     assert page.count(f"<span> {prompt}</span>") == pages
+
+
+def test_a_validation_is_a_point_of_its_curve_and_each_of_several_losses_has_one(tmp_path):
+    """Between validations the last one's values are still there."""
+    pytest.importorskip("matplotlib")
+    page = ReportPage()
+    losses = {"one": DPOLoss(), "two": HingeLoss()}
+    module = PreferenceModule(PolicyConfig(), losses=losses)
+    module.attach(tiny_policy(), tiny_policy(seed=1))
+    loader = DataLoader([tiny_batch()] * 4, batch_size=None)
+    quiet_trainer(
+        default_root_dir=tmp_path,
+        max_steps=4,
+        limit_val_batches=1,
+        val_check_interval=2,
+        callbacks=[page],
+    ).fit(module, loader, loader)
+    steps = {name: [step for step, _ in points] for name, points in page._curves.items()}
+    assert steps["val/rewards/accuracies"] == [2, 4]
+    assert steps["train/loss/one"] == steps["train/loss/two"] == [1, 2, 3, 4]

@@ -52,9 +52,11 @@ def test_ranks_go_by_size_and_ties_share_the_better_one():
     assert PAIRS[0].responses[0].ranks("first") == [1, 1, 1]
 
 
-def test_a_part_of_a_letter_can_be_pointed_at():
-    part = ExplainedResponse("", [1], [""], [False], {"one": [1.0]}, {})
-    assert shown_tokens(part, ExplainedPair(0, "", [part]))[0].text == "\ufffd"
+def test_a_part_of_a_letter_can_be_pointed_at_and_hides_the_letter_from_no_search():
+    split = ExplainedResponse("", [1, 2], ["", "漢"], [False] * 2, {"one": [1.0, 0.5]}, {})
+    page = Explanation([ExplainedPair(0, "", [split])], "").html()
+    part, whole = re.findall(r'<span class="token([ a-z]*)" [^>]*>(.*?)</span>', page)
+    assert (part, whole) == ((" part", ""), ("", "漢"))
 
 
 def test_a_token_tells_its_numbers_and_is_shaded_by_its_part_of_the_largest():

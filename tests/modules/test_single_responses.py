@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from lit_tidpo.callbacks.token_writer import prediction_rows
@@ -240,6 +241,13 @@ def test_batches_of_one_are_told_of_where_the_loss_is_another_one_then(
     words = rf"loss 'kto' gets batches of one prompt \(data.{told}\): .* as in apo_zero_unpaired"
     with pytest.warns(UserWarning, match=words):
         quiet_trainer(max_steps=0).fit(make_module(model_folder, losses={"kto": KTOLoss()}), data)
+
+
+def test_what_is_of_pairs_cannot_be_watched(model_folder, data):
+    saver = ModelCheckpoint(monitor="val/rewards/accuracies")
+    trainer = quiet_trainer(max_steps=1, enable_checkpointing=True, callbacks=[saver])
+    with pytest.raises(InputError, match="ModelCheckpoint watches 'val/rewards/accuracies'"):
+        trainer.fit(make_module(model_folder, losses={"kto": KTOLoss()}), data)
 
 
 def test_sft_is_refused(model_folder, data):

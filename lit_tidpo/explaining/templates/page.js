@@ -2,9 +2,10 @@
 addEventListener("DOMContentLoaded", () => {
   const all = (what, where = document) => [...where.querySelectorAll(what)];
   const note = document.getElementById("note");
+  const blank = (token) => token.textContent ? "(blank)" : "(part of a letter)";
   const tell = (event) => {
     const token = event.target.closest(".token");
-    if (token) note.textContent = `${token.textContent.trim() || "(blank)"}: ${token.title}`;
+    if (token) note.textContent = `${token.textContent.trim() || blank(token)}: ${token.title}`;
   };
   document.addEventListener("mouseover", tell);
   document.addEventListener("focusin", tell);
@@ -40,6 +41,7 @@ addEventListener("DOMContentLoaded", () => {
   const filter = () => {
     const words = fields.search.value.toLowerCase();
     const least = fields.least ? Number(fields.least.value) : 0;
+    if (fields.least) fields.bound.value = least.toFixed(2);
     const roles = new Set(all("[name=role]:checked", form).map((box) => box.value));
     pairs.forEach((pair) => {
       const text = all("pre", pair).map((each) => each.textContent.toLowerCase());
