@@ -57,7 +57,7 @@ def _curve(name: str, points: list[tuple[int, float]]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4, 3), layout="constrained")
-    axes = figure.subplots()
+    axes: Any = figure.subplots()
     axes.plot([step for step, _ in points], [value for _, value in points], marker=".")
     axes.set_title(name, parse_math=False)
     axes.set_xlabel("step")

@@ -32,7 +32,9 @@ class _EndsWithSteps(ProgressBar):
 
 
 class _RichBar(_EndsWithSteps, RichProgressBar):
-    pass
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning's last epoch of a run that max_steps alone ends is -2.
+        return super()._get_train_description(current_epoch).replace("/-2", "")
 
 
 class _TQDMBar(_EndsWithSteps, TQDMProgressBar):

@@ -17,12 +17,20 @@ from lit_tidpo.callbacks.places import free_file, log_folder
 from lit_tidpo.errors import InputError
 from lit_tidpo.explaining.page import rendered
 from lit_tidpo.modules.preference import PreferenceModule
+from lit_tidpo.modules.runtime import told_by_data
 
 _METRICS = (
     "train/loss/total",
     "train/rewards/margins",
     "val/rewards/accuracies",
     "val/logps/accuracies",
+)
+_OF_SINGLE_RESPONSES = (
+    "train/loss/total",
+    "train/rewards/chosen",
+    "train/rewards/rejected",
+    "val/rewards/chosen",
+    "val/rewards/rejected",
 )
 
 
@@ -34,10 +42,10 @@ class ReportPage(Callback):
 
     Args:
         pairs: Pairs of the first validation batch to show.
-        metrics: Logged metrics to draw against the step; by default loss, margins and accuracies,
-            and each loss of several. Those of the validation are also told in
-            numbers, before and after: the first is measured by ``num_sanity_val_steps: -1``. What
-            the run logs no value of is left out.
+        metrics: Logged metrics to draw against the step; by default loss, margins and accuracies
+            (of single responses the rewards by label), and each loss of several. Those of the
+            validation are also told in numbers, before and after: the first is measured by
+            ``num_sanity_val_steps: -1``. What the run logs no value of is left out.
     """
 
     def __init__(
@@ -48,7 +56,7 @@ class ReportPage(Callback):
         if pairs < 1:
             raise InputError(f"report pairs={pairs}: expected 1 or more")
         self.pairs = pairs
-        self.metrics = list(metrics or _METRICS)
+        self.metrics = list(metrics or ())
         self._named = metrics is not None
         self._curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
 
@@ -60,8 +68,10 @@ class ReportPage(Callback):
                 "of: expected a PreferenceModule"
             )
         losses = [f"train/loss/{name}" for name in pl_module.objective.losses]
-        if not self._named and len(losses) > 1:
-            self.metrics = list(dict.fromkeys([*self.metrics, *losses]))
+        if not self._named:
+            is_paired = told_by_data(trainer, "is_paired", True)
+            self.metrics = [*(_METRICS if is_paired else _OF_SINGLE_RESPONSES)]
+            self.metrics += losses if len(losses) > 1 else []
         known = [f"{stage}/{name}" for stage in ("train", "val") for name in pl_module.means.names]
         for metric in self.metrics:
             if metric not in (*known, "train/skipped_steps"):

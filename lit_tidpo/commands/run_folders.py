@@ -100,7 +100,7 @@ def settle(trainer: Trainer, folder: Path, command: str, steps: int) -> None:
             if callback.dirpath is not None:
                 raise InputError(
                     f"ModelCheckpoint's dirpath={str(callback.dirpath)!r}: a named run keeps its "
-                    "checkpoints in its own folder; leave it out"
+                    "checkpoints in its own folder; leave it out, or set it to null"
                 )
             callback.dirpath = str((folder / "checkpoints").absolute())
 

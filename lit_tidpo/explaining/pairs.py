@@ -25,6 +25,8 @@ _SHOWN = {
 _CONTEXT = 8
 """Tokens before one that its text may hang on."""
 
+_LABELS = ("undesirable", "desirable")
+
 _INCOMPLETE = "\ufffd"
 """What tokenizers decode a part of a letter to."""
 
@@ -113,6 +115,7 @@ def explained_pairs(
     found: dict[int, list[ExplainedResponse]] = defaultdict(list)
     for results, weights in parts:
         batch = results.batch
+        labels = batch.desirable if len(batch.roles) == 1 else None
         shown = {label: results[need] for need, label in _SHOWN.items() if need in results}
         if "reference.logps" in results:
             shown = {"log-ratio": results.log_ratios, **shown}
@@ -129,8 +132,9 @@ def explained_pairs(
                 others = {name: values[row][mask].tolist() for name, values in shown.items()}
                 texts = token_texts(token_ids, prompt, tokenizer)
                 untouched = [False] * len(token_ids)
+                name = role if labels is None else _LABELS[bool(labels[row])]
                 found[index].append(
-                    ExplainedResponse(role, token_ids, texts, untouched, weighed, others)
+                    ExplainedResponse(name, token_ids, texts, untouched, weighed, others)
                 )
     return [ExplainedPair(index, prompts[index], _marked(own)) for index, own in found.items()]
 

@@ -121,6 +121,13 @@ def test_the_bar_ends_with_the_run(kind, tmp_path):
     assert totals == [6, 2]
 
 
+def test_the_bar_of_a_run_that_steps_alone_end_has_no_last_epoch():
+    pytest.importorskip("rich")
+    bar = _RichBar()
+    bar._trainer = Trainer(accelerator="cpu", max_steps=4, max_epochs=-1, logger=False)
+    assert bar._get_train_description(0).strip() == "Epoch 0"
+
+
 def test_noise_is_hidden_and_warnings_are_one_line_each(caplog):
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     caplog.set_level(logging.INFO)

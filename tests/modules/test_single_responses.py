@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from lit_tidpo.callbacks.report_page import ReportPage
 from lit_tidpo.callbacks.token_writer import prediction_rows
 from lit_tidpo.data import RowCollator
 from lit_tidpo.data.tokenization import TokenizationOptions
@@ -248,6 +250,22 @@ def test_what_is_of_pairs_cannot_be_watched(model_folder, data):
     trainer = quiet_trainer(max_steps=1, enable_checkpointing=True, callbacks=[saver])
     with pytest.raises(InputError, match="ModelCheckpoint watches 'val/rewards/accuracies'"):
         trainer.fit(make_module(model_folder, losses={"kto": KTOLoss()}), data)
+
+
+def test_the_page_of_a_run_tells_labels_and_rewards_by_label(model_folder, data, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = {"limit_val_batches": 1.0, "val_check_interval": 1, "default_root_dir": tmp_path}
+    trainer = quiet_trainer(max_steps=1, callbacks=[ReportPage()], **options)
+    trainer.fit(make_module(model_folder, losses={"kto": KTOLoss()}), data)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert {*re.findall(r'<section data-role="(\w+)"', page)} == {
+        "prompt",
+        "desirable",
+        "undesirable",
+    }
+    assert {"train/rewards/chosen", "val/rewards/rejected"} <= {
+        *re.findall(r"<!-- (\w+/\w+/\w+) -->", page)
+    }
 
 
 def test_sft_is_refused(model_folder, data):
