@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_tidpo.errors import InputError, explained
-from lit_tidpo.models.checkpoint_io import check_whole, unreadable
+from lit_tidpo.models.checkpoint_io import check_whole, is_distributed_folder, unreadable
+from lit_tidpo.models.zero_folder import is_zero_folder, read_zero_state
 
 
 def folders_of(trainer: Trainer) -> list[Path]:
@@ -59,7 +60,7 @@ def check_complete(checkpoint: Path) -> None:
     """
     if not checkpoint.is_dir():
         check_whole(checkpoint)
-    elif not all((checkpoint / name).is_file() for name in (".metadata", "meta.pt")):
+    elif not is_zero_folder(checkpoint) and not is_distributed_folder(checkpoint):
         raise unreadable(checkpoint, FileNotFoundError())
 
 
@@ -99,6 +100,8 @@ def steps_of(checkpoint: Path) -> int:
 
 def _content(checkpoint: Path) -> dict[str, Any]:
     """What a checkpoint holds beside tensors, which stay on the disk."""
+    if is_zero_folder(checkpoint):
+        return read_zero_state(checkpoint)
     file = checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
     with explained(f"checkpoint {str(checkpoint)!r} cannot be read"):
         found: dict[str, Any] = torch.load(

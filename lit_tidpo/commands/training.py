@@ -207,13 +207,9 @@ class TidpoCLI(LightningCLI):
         """Find the checkpoint, if one is asked for by a word and there is one."""
         self._find_checkpoint()
         path = self.config_init[self.subcommand].get("ckpt_path")
-        sharded = path is not None and Path(path).is_dir()
-        if sharded and not family_of(self.trainer.strategy).resumes_folders:
-            raise InputError(
-                f"ckpt_path={str(path)!r} is a folder, whose optimizer the strategy that wrote it "
-                "alone can go on with: set that strategy, or export the checkpoint and start from "
-                "it as model.policy.path"
-            )
+        if path is not None and path not in _CHECKPOINT_KEYWORDS:
+            processes = self.trainer.num_devices * self.trainer.num_nodes
+            family_of(self.trainer.strategy).check_resumed(Path(path), processes)
 
     def before_validate(self) -> None:
         """Find the checkpoint, if one is asked for by a word."""

@@ -6,13 +6,18 @@ import os
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lit_tidpo.errors import InputError, explained
 from lit_tidpo.models.zero_folder import is_zero_folder, read_zero_folder
+
+Writer = Literal["file", "model_parallel", "fsdp", "deepspeed"]
+"""What wrote a checkpoint: one process a file, or strategies each their own kind of folder."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -65,6 +70,30 @@ class WholeCheckpointIO(TorchCheckpointIO):
         return found
 
 
+def is_distributed_folder(path: Path) -> bool:
+    """Whether a folder is a complete checkpoint of PyTorch's: its index is written at last."""
+    return all((path / name).is_file() for name in (".metadata", "meta.pt"))
+
+
+def writer_of(path: Path) -> Writer:
+    """What wrote a checkpoint.
+
+    Raises:
+        InputError: If it is a folder that no strategy wrote, or that is incomplete.
+    """
+    if not path.is_dir():
+        return "file"
+    if is_zero_folder(path):
+        return "deepspeed"
+    if not is_distributed_folder(path):
+        raise InputError(
+            f"{str(path)!r} is no checkpoint: expected a file, or a folder with .metadata and "
+            "meta.pt, or latest, that a strategy wrote"
+        )
+    names = FileSystemReader(path).read_metadata().state_dict_metadata
+    return "fsdp" if any(name.startswith("model.") for name in names) else "model_parallel"
+
+
 def read_folder(path: Path) -> dict[str, Any]:
     """Put a checkpoint together that several processes wrote part by part.
 
@@ -77,15 +106,8 @@ def read_folder(path: Path) -> dict[str, Any]:
     Raises:
         InputError: If it is no such folder, or incomplete.
     """
-    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-
-    if is_zero_folder(path):
+    if writer_of(path) == "deepspeed":
         return read_zero_folder(path)
-    if not (path / ".metadata").is_file() or not (path / "meta.pt").is_file():
-        raise InputError(
-            f"{str(path)!r} is no checkpoint: expected a file, or a folder with .metadata and "
-            "meta.pt, or latest, that a strategy wrote"
-        )
     with explained(f"checkpoint {str(path)!r} cannot be put together"):
         rest: dict[str, Any] = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
         with tempfile.TemporaryDirectory() as folder:

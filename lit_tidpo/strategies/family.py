@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from torch.optim import Optimizer
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models import liger
+from lit_tidpo.models.checkpoint_io import Writer, writer_of
 from lit_tidpo.models.policy import PolicyConfig
 
 
@@ -66,14 +66,14 @@ class StrategyFamily:
         attributes_apart: Whether a gradient for the input embeddings needs a forward pass of its
             own, as the graph of the training forward serves one backward pass only.
         unshared_prompts: Why a prompt cannot be computed once for several responses, if so.
-        resumes_folders: Whether ``fit`` goes on from a checkpoint that is a folder.
+        folders: Whose folders its checkpoints are, if they are no files.
     """
 
     strategies: ClassVar[tuple[type[Strategy], ...]]
     in_step: bool = False
     attributes_apart: bool = False
     unshared_prompts: str | None = None
-    resumes_folders: bool = False
+    folders: ClassVar[Writer | None] = None
 
     def __init__(self, strategy: Any) -> None:
         self.strategy = strategy
@@ -99,12 +99,12 @@ class StrategyFamily:
                 f"policy.liger={run.config.liger} is made of kernels for GPUs, and this run is on "
                 f"{self.strategy.root_device}: leave it out, or set trainer.accelerator=gpu"
             )
-        if self.resumes_folders and run.config.quantization is not None:
+        if self.folders and run.config.quantization is not None:
             raise InputError(
                 f"policy.quantization={run.config.quantization!r} is not proven to be right with a "
                 "strategy that shares weights out: use strategy=ddp"
             )
-        if self.resumes_folders and not run.config.save_frozen:
+        if self.folders and not run.config.save_frozen:
             raise InputError(
                 "policy.save_frozen=false does not go with a strategy that writes and reads its "
                 "checkpoints part by part: set policy.save_frozen=true, or use strategy=ddp"
@@ -112,6 +112,24 @@ class StrategyFamily:
 
     def settle(self, processes: int) -> None:
         """Fill in what the strategy leaves open, knowing the number of processes."""
+
+    def check_resumed(self, checkpoint: Path, processes: int) -> None:
+        """Refuse a checkpoint whose optimizer the strategy cannot go on with.
+
+        Args:
+            checkpoint: File or folder.
+            processes: How many are to go on from it.
+
+        Raises:
+            InputError: If another strategy wrote it, or it is for another number of processes.
+        """
+        writer = writer_of(checkpoint)
+        if writer not in ("file", self.folders):
+            raise unresumable(
+                checkpoint,
+                f"is a folder, whose optimizer the strategy that wrote it ({writer}) alone can go "
+                "on with: set that strategy (configs/strategies)",
+            )
 
     def building(self) -> AbstractContextManager[None]:
         """What models are built under."""
@@ -181,6 +199,19 @@ class DataParallel(StrategyFamily):
             )
 
 
+def unresumable(checkpoint: Path, reason: str) -> InputError:
+    """What to raise of a checkpoint that training cannot go on from.
+
+    Args:
+        checkpoint: Its path.
+        reason: The rest of the sentence, and what to set to go on nevertheless.
+    """
+    return InputError(
+        f"ckpt_path={str(checkpoint)!r} {reason}, or export the checkpoint and start from it as "
+        "model.policy.path"
+    )
+
+
 def check_unbuilt(run: Run, name: str) -> None:
     """Refuse a policy that is there already, which would stay whole.
 
@@ -205,30 +236,3 @@ def check_plain_layers(run: Run, name: str) -> None:
             raise InputError(
                 f"policy.{option} is not proven to be right with strategy {name}: leave it out"
             )
-
-
-def clip_sharded(parameters: Iterable[nn.Parameter], limit: float, kind: str) -> None:
-    """Clip gradients of which some are shared out over all devices, some over others or none.
-
-    ``torch.nn.utils.clip_grad_norm_`` stacks their norms, which takes tensors of one mesh.
-
-    Args:
-        parameters: Those that are trained; the norms of sharded ones are of the whole.
-        limit: Norm or value.
-        kind: ``norm`` or ``value``.
-    """
-    gradients = [each.grad for each in parameters if each.grad is not None]
-    if kind == "value":
-        for gradient in gradients:
-            gradient.clamp_(-limit, limit)
-        return
-    norms: dict[Any, list[Tensor]] = {}
-    for gradient in gradients:
-        mesh = getattr(gradient, "device_mesh", None)
-        norms.setdefault(mesh, []).append(torch.linalg.vector_norm(gradient))
-    totals = [torch.linalg.vector_norm(torch.stack(each)) for each in norms.values()]
-    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in totals]
-    total = torch.linalg.vector_norm(torch.stack(whole))
-    factor = float((limit / (total + 1e-6)).clamp(max=1.0))
-    for gradient in gradients:
-        gradient.mul_(factor)

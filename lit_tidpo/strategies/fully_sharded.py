@@ -30,7 +30,19 @@ class FullySharded(StrategyFamily):
     in_step = True
     attributes_apart = True
     unshared_prompts = UNSHARED
-    resumes_folders = True
+    folders = "fsdp"
+
+    def settle(self, processes: int) -> None:
+        """Refuse one process, whose optimizer PyTorch cannot save.
+
+        Raises:
+            InputError: If there is one only.
+        """
+        if processes == 1:
+            raise InputError(
+                "strategy fsdp on one process shares nothing out and writes no checkpoint: leave "
+                "the strategy out, or set trainer.devices to 2 or more"
+            )
 
     def check(self, run: Run) -> None:
         """Refuse what FSDP1 would make wrong; see :meth:`StrategyFamily.check`."""

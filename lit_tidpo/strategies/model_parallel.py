@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -29,7 +30,6 @@ from lit_tidpo.strategies.family import (
     StrategyFamily,
     check_plain_layers,
     check_unbuilt,
-    clip_sharded,
 )
 
 _STYLES: dict[str, Any] = {
@@ -48,7 +48,7 @@ class ModelParallel(StrategyFamily):
 
     strategies = (ModelParallelStrategy,)
     in_step = True
-    resumes_folders = True
+    folders = "model_parallel"
 
     @property
     def mesh(self) -> DeviceMesh:
@@ -125,6 +125,33 @@ class ModelParallel(StrategyFamily):
         clip_sharded(parameters, limit, kind)
 
 
+def clip_sharded(parameters: Iterable[nn.Parameter], limit: float, kind: str) -> None:
+    """Clip gradients of which some are shared out over all devices, some over others or none.
+
+    ``torch.nn.utils.clip_grad_norm_`` stacks their norms, which takes tensors of one mesh.
+
+    Args:
+        parameters: Those that are trained; the norms of sharded ones are of the whole.
+        limit: Norm or value.
+        kind: ``norm`` or ``value``.
+    """
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    if kind == "value":
+        for gradient in gradients:
+            gradient.clamp_(-limit, limit)
+        return
+    norms: dict[Any, list[Tensor]] = {}
+    for gradient in gradients:
+        mesh = getattr(gradient, "device_mesh", None)
+        norms.setdefault(mesh, []).append(torch.linalg.vector_norm(gradient))
+    totals = [torch.linalg.vector_norm(torch.stack(each)) for each in norms.values()]
+    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in totals]
+    total = torch.linalg.vector_norm(torch.stack(whole))
+    factor = float((limit / (total + 1e-6)).clamp(max=1.0))
+    for gradient in gradients:
+        gradient.mul_(factor)
+
+
 def split_matrices(model: Any, devices: DeviceMesh) -> None:
     """Split the matrices in a model's layers as its own plan says; embeddings and head stay whole.
 
@@ -179,10 +206,10 @@ def _plan_of_layers(model: Any) -> dict[str, ParallelStyle]:
     return plan
 
 
-def _probe(model: nn.Module) -> torch.Tensor:
+def _probe(model: nn.Module) -> Tensor:
     """Logits of a few tokens."""
     device = next(model.parameters()).device
     ids = (torch.arange(1, 9, device=device) * 7919 % vocabulary_size(model)).unsqueeze(0)
     with evaluating(model), torch.no_grad():
-        logits: torch.Tensor = model(input_ids=ids).logits.float()
+        logits: Tensor = model(input_ids=ids).logits.float()
     return logits

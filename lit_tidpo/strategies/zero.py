@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -13,7 +14,8 @@ from torch.optim import Optimizer
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.models.sharding import is_sharded
-from lit_tidpo.strategies.family import Run, StrategyFamily, check_unbuilt
+from lit_tidpo.models.zero_folder import zero_layout
+from lit_tidpo.strategies.family import Run, StrategyFamily, check_unbuilt, unresumable
 from lit_tidpo.strategies.whole_steps import UNSHARED, check_whole_steps
 
 
@@ -21,7 +23,7 @@ class Zero(StrategyFamily):
     """DeepSpeed's engine, which accumulates, clips and steps by itself."""
 
     strategies = (DeepSpeedStrategy,)
-    resumes_folders = True
+    folders = "deepspeed"
 
     @property
     def _stage(self) -> int:
@@ -65,6 +67,25 @@ class Zero(StrategyFamily):
             rank_zero_warn(
                 "DeepSpeed averages over the batches of an accumulated step: one with fewer rows "
                 "(or tokens, in sft) counts as much as the others"
+            )
+
+    def check_resumed(self, checkpoint: Path, processes: int) -> None:
+        """Refuse shares of other processes; see :meth:`StrategyFamily.check_resumed`."""
+        super().check_resumed(checkpoint, processes)
+        if not checkpoint.is_dir():
+            raise unresumable(
+                checkpoint,
+                "is a file, and DeepSpeed goes on from folders that it wrote itself: take "
+                "configs/strategies/ddp.yaml",
+            )
+        stage, shares = zero_layout(checkpoint)
+        if shares != processes or (stage == 3) != (self._stage == 3):
+            raise unresumable(
+                checkpoint,
+                f"holds the optimizer in {shares} shares, written at stage {stage}, and DeepSpeed "
+                f"cannot give them to {processes} processes at stage {self._stage}: set "
+                f"strategy=deepspeed_stage_{stage} and trainer.devices (times trainer.num_nodes) "
+                f"to {shares}",
             )
 
     @contextmanager

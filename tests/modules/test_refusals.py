@@ -25,6 +25,7 @@ from lit_tidpo.models.policy import PolicyConfig
 from lit_tidpo.modules.preference import PreferenceModule
 from lit_tidpo.sampling.anchor_options import AnchorOptions
 from lit_tidpo.seeding import seeded
+from lit_tidpo.strategies.fully_sharded import FullySharded
 from lit_tidpo.strategies.model_parallel import ModelParallel, split_matrices
 from lit_tidpo.testing import tiny_batch, tiny_policy
 from lit_tidpo.testing.conformance import _alone
@@ -317,3 +318,8 @@ def test_anchors_from_prefixes_of_several_turns_are_refused_at_set_up(source, mo
     module = make_module(model_folder, anchor=AnchorOptions(source="chosen_prefix"))
     with pytest.raises(InputError, match=r"anchor.source='chosen_prefix' cannot go on"):
         quiet_trainer(max_steps=1).fit(module, data)
+
+
+def test_fsdp_on_one_process_is_refused():
+    with pytest.raises(InputError, match="writes no checkpoint: leave the strategy out"):
+        FullySharded(FSDPStrategy()).settle(1)
