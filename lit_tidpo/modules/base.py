@@ -237,7 +237,9 @@ class PolicyModule(LightningModule):
 
     def _window_loss(self, values: Tensor, amount: float) -> Tensor:
         """Scalar to backpropagate; see :meth:`AccumulationWindow.loss`."""
-        return self._window.loss(values, amount, self.trainer)
+        loss = self._window.loss(values, amount, self.trainer)
+        # Lightning divides by this, and a strategy that accumulates by itself does so once more.
+        return loss * self.trainer.accumulate_grad_batches if self.family.accumulates else loss
 
     def configure_gradient_clipping(
         self,
@@ -257,7 +259,8 @@ class PolicyModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradients into those of the mean over the window, and log its means."""
-        self._window.close(self.parameters(), self.trainer.accumulate_grad_batches)
+        finished = () if self.family.accumulates else self.parameters()
+        self._window.close(finished, self.trainer.accumulate_grad_batches)
         self._log_means("train", self.train_means)
 
     def _evaluate(self, batch: ResponseBatch, batch_idx: int) -> None:

@@ -66,6 +66,8 @@ class StrategyFamily:
         attributes_apart: Whether a gradient for the input embeddings needs a forward pass of its
             own, as the graph of the training forward serves one backward pass only.
         unshared_prompts: Why a prompt cannot be computed once for several responses, if so.
+        accumulates: Whether it accumulates batches by itself, each counting alike, and hands each
+            to the module as if it were a step.
         folders: Whose folders its checkpoints are, if they are no files.
     """
 
@@ -73,6 +75,7 @@ class StrategyFamily:
     in_step: bool = False
     attributes_apart: bool = False
     unshared_prompts: str | None = None
+    accumulates: ClassVar[bool] = False
     folders: ClassVar[Writer | None] = None
 
     def __init__(self, strategy: Any) -> None:

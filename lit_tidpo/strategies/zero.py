@@ -23,6 +23,7 @@ class Zero(StrategyFamily):
     """DeepSpeed's engine, which accumulates, clips and steps by itself."""
 
     strategies = (DeepSpeedStrategy,)
+    accumulates = True
     folders = "deepspeed"
 
     @property
