@@ -36,6 +36,7 @@ from lit_tidpo.modules.sft import SFTModule
 from lit_tidpo.plugins.parser import PluginArgumentParser, load_named_plugins
 from lit_tidpo.sampling.anchor_options import window_batches
 from lit_tidpo.strategies.families import family_of
+from lit_tidpo.strategies.family import check_precision
 
 _SOUGHT = ("last", "best")
 _CHECKPOINT_KEYWORDS = {*_SOUGHT, "hpc", "registry"}
@@ -136,6 +137,7 @@ class TidpoCLI(LightningCLI):
         window = self._get(self.config, "trainer.accumulate_grad_batches", default=1)
         if window < 1:
             raise InputError(f"trainer.accumulate_grad_batches={window}: expected 1 or more")
+        check_precision(self._get(self.config, "trainer.precision") or "32-true")
         _expand(self._get(self.config, "trainer.logger"))
         _expand(self._get(self.config, "trainer.callbacks"))
         self._enter_run()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.plugins import DoublePrecision, HalfPrecision
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -20,6 +19,9 @@ from lit_tidpo.errors import InputError
 from lit_tidpo.models import liger
 from lit_tidpo.models.checkpoint_io import Writer, writer_of
 from lit_tidpo.models.policy import PolicyConfig
+
+_KEEPING_WEIGHTS = ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")
+"""Precisions that leave layers and weights as they are, and their short names."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,7 @@ class StrategyFamily:
         Raises:
             InputError: If the strategy cannot serve.
         """
-        if isinstance(run.precision, (DoublePrecision, HalfPrecision)):
-            raise InputError(
-                f"precision={run.precision.precision} would cast the policy, its positions "
-                "included, but not the reference: set policy.dtype, or use precision=bf16-mixed"
-            )
+        check_precision(run.precision.precision)
         if self.in_step and run.skips_steps:
             raise InputError(
                 "model.non_finite=skip: a rank that leaves its batch out would leave the others "
@@ -180,6 +178,19 @@ class StrategyFamily:
         """Clean up after an optimizer step."""
 
 
+def check_precision(precision: object) -> None:
+    """Refuse a precision of the Trainer's that changes the policy, which alone it sees.
+
+    Raises:
+        InputError: If it does.
+    """
+    if str(precision) not in _KEEPING_WEIGHTS:
+        raise InputError(
+            f"precision={precision} would cast the policy, its positions included, but not the "
+            "reference: set policy.dtype, or use precision=bf16-mixed"
+        )
+
+
 class OneDevice(StrategyFamily):
     """One process, one device."""
 
@@ -199,6 +210,11 @@ class DataParallel(StrategyFamily):
             raise InputError(
                 f"strategy ddp_{method} returns a module without its trained policy to the parent "
                 "process: use strategy=ddp"
+            )
+        if run.config.quantization == "int8":
+            raise InputError(
+                "policy.quantization=int8 with strategy ddp, which sends weights to all processes, "
+                "and torchao's cannot be sent: set nf4, or train on one device"
             )
 
 

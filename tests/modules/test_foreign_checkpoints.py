@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import DDPStrategy
 
 from lit_tidpo.errors import InputError
 from lit_tidpo.strategies import zero
@@ -42,7 +41,7 @@ def folders(tmp_path):
     ],
 )
 def test_checkpoints_that_a_strategy_cannot_go_on_from(folders, kind, checkpoint, reason):
-    family = family_of(DDPStrategy() if kind == "ddp" else STRATEGIES[kind]())
+    family = family_of(STRATEGIES[kind]())
     with pytest.raises(InputError, match=reason):
         family.check_resumed(folders / checkpoint, 2)
 

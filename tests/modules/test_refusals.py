@@ -69,6 +69,7 @@ STRATEGIES = {
     "deepspeed": _zero,
     "split": _split_mesh,
     "shared": _shared_mesh,
+    "ddp": DDPStrategy,
     "ddp_spawn": lambda: DDPStrategy(start_method="spawn"),
     "ddp_notebook": lambda: DDPStrategy(start_method="fork"),
     "other": object,
@@ -114,6 +115,14 @@ class LearnedImportance(torch.nn.Module, ImportanceEstimator):
             "quantization='nf4' is not proven",
         ),
         ("deepspeed", {"policy": {**LORA, "save_frozen": False}}, {}, "save_frozen=false does not"),
+        (
+            "ddp",
+            {"policy": {**LORA, "quantization": "int8", "save_frozen": False}},
+            {},
+            "quantization=int8 with strategy ddp",
+        ),
+        ("split", {}, {"precision": "bf16-true"}, "precision=bf16-true would cast the policy"),
+        ("ddp", {}, {"precision": "transformer-engine"}, "transformer-engine would cast the pol"),
         ("split", {"policy": {"liger": ["rope"]}}, {}, "liger is not proven"),
     ],
 )
