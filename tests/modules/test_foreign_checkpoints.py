@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from lit_tidpo.commands.checkpoints import check_complete
 from lit_tidpo.errors import InputError
 from lit_tidpo.strategies import zero
 from lit_tidpo.strategies.families import family_of
@@ -61,3 +62,9 @@ def test_shares_of_deepspeed_go_to_as_many_processes_alone(folders, monkeypatch,
         family_of(_zero()).check_resumed(folders / "zero", processes)
     monkeypatch.setattr(zero, "zero_layout", lambda path: (3, 2))
     family_of(_zero()).check_resumed(folders / "zero", 2)
+
+
+def test_deepspeeds_folder_is_complete_once_latest_is_written(folders):
+    check_complete(folders / "zero")
+    with pytest.raises(InputError, match="cannot be read"):
+        check_complete(folders / "cut")
