@@ -61,13 +61,13 @@ def _complete(trainer: Trainer) -> str:
 
 
 def _amounts(trainer: Trainer, module: LightningModule) -> str:
-    """Parameters, pairs where their number is known, and steps."""
-    trained = [each for each in module.parameters() if each.requires_grad]
-    amounts = [f"{sum(each.numel() for each in trained):,} parameters"]
+    """Parameters, steps, and the rows of the data where their number is known."""
+    trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
+    amounts = f"{trained:,} parameters in {trainer.global_step:,} steps"
     dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
-    if hasattr(dataset, "__len__"):
-        amounts.append(f"on {len(dataset):,} rows")
-    return " ".join([*amounts, f"in {trainer.global_step:,} steps"])
+    if not hasattr(dataset, "__len__"):
+        return amounts
+    return f"{amounts}, of data with {len(dataset):,} rows"
 
 
 def _shown(path: Path) -> str:

@@ -46,8 +46,8 @@ def test_a_run_shows_its_values_and_what_to_type_next(run, tmp_path, capsys, cap
         assert float(value) == 0.0  # the policy is its reference
     assert "Tip" not in caplog.text
 
-    (told,) = re.findall(r"trained ([\d,]+) parameters on (\d+) rows in (\d+) steps", caplog.text)
-    assert told[1:] == ("12", "4")
+    words = r"trained [\d,]+ parameters in (\d+) steps, of data with (\d+) rows"
+    assert re.findall(words, caplog.text) == [("4", "12")]
     commands = re.findall(r"next: lit-tidpo (.*)", caplog.text)
     assert [words.split()[0] for words in commands] == ["predict", "export"]
     predict, export = map(shlex.split, commands)
@@ -89,7 +89,7 @@ def test_a_complete_run_says_so(ends, told, tmp_path, caplog):
         return trainer.checkpoint_callback.best_model_path
 
     saved = fit(max_steps=2)
-    assert "trained 66 parameters on 64 rows in 2 steps" in caplog.text
+    assert "trained 66 parameters in 2 steps, of data with 64 rows" in caplog.text
     fit(saved, **ends)
     assert re.search(rf"nothing was left to train: .* complete at step 2 {told}", caplog.text)
 
