@@ -23,6 +23,6 @@ def others_turns(response: str) -> list[tuple[int, int]]:
 
     Example:
         >>> others_turns(" No.\n\nHuman: Why?\n\nAssistant: It is 7.")
-        [(4, 31)]
+        [(4, 29)]
     """
     return [mark.span() for mark in _OTHERS.finditer(response)]

@@ -21,7 +21,7 @@ from lit_tidpo.commands.quiet import quiet
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_shows_its_values_and_what_to_type_next(run, tmp_path, capsys, caplog, monkeypatch):
     """The commands that it names are typed."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     options = ["--trainer.num_sanity_val_steps=-1", "--trainer.limit_val_batches=1.0"]
     options += ["--trainer.log_every_n_steps=3", "--trainer.enable_progress_bar=true"]
     run(

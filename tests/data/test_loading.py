@@ -84,7 +84,6 @@ THEIRS = {"question": "Q", "good": "a", "bad": "b", "system": "S"}
 NAMES = {"prompt": "question", "chosen": "good", "rejected": "bad", "system": None}
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("read", "where"),
     [
@@ -103,6 +102,7 @@ def test_half_of_a_character_is_told_with_its_row_and_column(read, where):
         read(rows)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 def test_columns_are_renamed_or_left_out(write_rows, streaming):
     splits = load_splits(write_rows([THEIRS]), streaming=streaming)
     assert list(renamed(splits, NAMES)["train"]) == [ROW]
