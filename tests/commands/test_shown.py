@@ -1,10 +1,12 @@
 """What a run shows: its values, what it wrote, what can be typed next, and no noise of others."""
 
 import csv
+import importlib
 import logging
 import re
 import shlex
 import warnings
+from importlib.util import find_spec
 
 import pytest
 from lightning.pytorch import Trainer
@@ -21,7 +23,10 @@ from lit_tidpo.commands.quiet import quiet
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_shows_its_values_and_what_to_type_next(run, tmp_path, capsys, caplog, monkeypatch):
     """The commands that it names are typed."""
-    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("COLUMNS", "200")  # for tqdm
+    if find_spec("rich"):  # keeps the width of an earlier test
+        size = importlib.import_module("rich.console").ConsoleDimensions(200, 25)
+        monkeypatch.setattr("rich.console.Console.size", size)
     options = ["--trainer.num_sanity_val_steps=-1", "--trainer.limit_val_batches=1.0"]
     options += ["--trainer.log_every_n_steps=3", "--trainer.enable_progress_bar=true"]
     run(
