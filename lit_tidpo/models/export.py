@@ -88,20 +88,9 @@ def export_policy(
     dtype: torch.dtype | None = None,
     adapter: bool = False,
 ) -> Path:
-    """Write the policy of a checkpoint that has been read; see :func:`export_checkpoint`.
+    """Write the policy of a checkpoint that has been read, as :func:`export_checkpoint` does.
 
-    Args:
-        content: What :func:`read_checkpoint` returned.
-        checkpoint: Where it is, for messages.
-        folder: New or empty folder.
-        dtype: Type of the stored weights; by default as they were trained.
-        adapter: Write the adapters alone.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: If the checkpoint cannot be used.
+    The ``content`` is what :func:`read_checkpoint` returned; ``checkpoint`` is for messages alone.
     """
     with explained(f"checkpoint {str(checkpoint)!r} is of another make"):
         config = policy_config(content, checkpoint)
